@@ -1,0 +1,30 @@
+"""Ingle: variational inference for Pyro programs, from `fit` to ArviZ."""
+
+from ingle.errors import (
+    DataError,
+    IngleError,
+    IngleWarning,
+    NonFiniteError,
+    OptionError,
+    ProgramError,
+    TrainedModuleWarning,
+)
+from ingle.fit import Fit, fit
+from ingle.svi import SVI
+from ingle.version import __version__
+
+
+
+__all__ = [
+    "SVI",
+    "DataError",
+    "Fit",
+    "IngleError",
+    "IngleWarning",
+    "NonFiniteError",
+    "OptionError",
+    "ProgramError",
+    "TrainedModuleWarning",
+    "__version__",
+    "fit",
+]

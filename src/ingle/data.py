@@ -1,0 +1,170 @@
+"""What the user hands over, turned into arguments of the model; and the rows of each minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ingle.errors import DataError, OptionError
+
+__all__ = ["Data", "Minibatches", "read"]
+
+_INDEX_KINDS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The arguments of model and guide, by position and by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Each argument with a name to call it by in a message."""
+        for position, value in enumerate(self.args):
+            yield f"argument {position}", value
+        yield from self.kwargs.items()
+
+    def device(self) -> torch.device | None:
+        """The device of the first tensor; None where there is no tensor."""
+        return next((value.device for _, value in self.items() if isinstance(value, Tensor)), None)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Data:
+        """Floating tensors in `dtype`, every tensor on `device`; integers and booleans keep their kind."""
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+
+        return Data(tuple(map(move, self.args)), {name: move(value) for name, value in self.kwargs.items()})
+
+    def describe(self) -> str:
+        """Every argument with its shape and dtype, for a message."""
+        return ", ".join(f"{name} {_describe(value)}" for name, value in self.items()) or "no arguments"
+
+
+def read(data: object) -> Data:
+    """Arguments from a mapping (by name), a tuple (by position) or one tensor or array.
+
+    NumPy arrays and columns of pandas become tensors. Small integer kinds become int64, because torch takes
+    only that, int32 and bool as an index, and would read uint8 as a mask; pass a tensor to keep such a kind.
+    Python numbers, strings, None and anything that is not an array pass untouched.
+
+    Raises:
+        DataError: for anything else, an empty mapping, keys that are no names, or arrays without numbers.
+    """
+    if isinstance(data, Mapping):
+        if not data:
+            raise DataError("data is an empty mapping; a model that takes no arguments is fitted with data=()")
+        for name in data:
+            if not isinstance(name, str) or not name.isidentifier():
+                raise DataError(f"data is passed by keyword, so every key must be a name; {name!r} is not")
+        return Data((), {name: _tensor(value, f"data[{name!r}]") for name, value in data.items()})
+    if isinstance(data, tuple):
+        return Data(tuple(_tensor(value, f"data[{i}]") for i, value in enumerate(data)), {})
+    if _is_table(data):
+        raise DataError(
+            "data is a table, and its columns could be one argument or several: pass a mapping such as "
+            '{"x": table["x"], "y": table["y"]}, or table.to_numpy() for one array'
+        )
+    if _is_array(data):
+        return Data((_tensor(data, "data"),), {})
+    raise DataError(
+        f"data must be a mapping (passed by name), a tuple (passed by position) or one tensor or array, "
+        f"got {type(data).__name__}"
+    )
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor) or (hasattr(value, "__array__") and not isinstance(value, np.generic))
+
+
+def _is_table(value: object) -> bool:
+    return _is_array(value) and hasattr(value, "columns")
+
+
+def _tensor(value: Any, name: str) -> Any:
+    if isinstance(value, Tensor) or not _is_array(value):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufc":
+        raise DataError(
+            f"{name} has dtype {array.dtype}, which holds no numbers that torch could take"
+            + ("; labels become numbers by pandas.factorize" if array.dtype.kind in "OUST" else "")
+            + ("; an array of object dtype often hides a missing value or rows of different length"
+               if array.dtype.kind == "O" else "")
+        )  # fmt: skip
+    if array.dtype.kind in "iu" and array.dtype not in _INDEX_KINDS:
+        array = array.astype(np.int64)
+    array = array.astype(array.dtype.newbyteorder("="))  # a copy: ours is writable, and the user's stays theirs
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
+
+
+class Minibatches:
+    """The rows of each named plate, step by step: every row once an epoch, the ragged last batch included.
+
+    Args:
+        sizes: for each plate its full size N and the batch size B.
+        seed: of the order; each plate has a stream of its own, and none touches torch's global one.
+        device: of the rows.
+    """
+
+    def __init__(self, sizes: Mapping[str, tuple[int, int]], *, seed: int, device: torch.device) -> None:
+        self._sizes = dict(sizes)
+        self._device = device
+        self._orders: dict[str, Tensor] = {}
+        self._places = dict.fromkeys(self._sizes, 0)
+        self._generators = {
+            name: torch.Generator().manual_seed(seed + place) for place, name in enumerate(self._sizes)
+        }
+
+    def next(self) -> dict[str, Tensor]:
+        """Rows for one step, int64, shape (B,) or shorter at the end of an epoch, for each plate."""
+        return {name: self._next(name) for name in self._sizes}
+
+    def _next(self, name: str) -> Tensor:
+        full, batch = self._sizes[name]
+        place = self._places[name]
+        if place == 0:
+            order = torch.randperm(full, generator=self._generators[name], device="cpu")
+            self._orders[name] = order.to(self._device)
+        self._places[name] = 0 if place + batch >= full else place + batch
+        return self._orders[name][place : place + batch]
+
+    def capture(self) -> dict[str, Any]:
+        """The place in each epoch, to be given back to `restore`."""
+        return {
+            "orders": dict(self._orders),
+            "places": dict(self._places),
+            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where `capture` was called."""
+        self._orders, self._places = dict(state["orders"]), dict(state["places"])
+        for name, generator in self._generators.items():
+            generator.set_state(state["generators"][name])
+
+
+def resolve_batch_size(batch_size: object) -> dict[str, int]:
+    """Plate names and positive sizes. Raises `OptionError` for anything else."""
+    if batch_size is None:
+        return {}
+    if not isinstance(batch_size, Mapping):
+        raise OptionError(f'batch_size names its plate, as in {{"data": 100}}; got {batch_size!r}')
+    for name, size in batch_size.items():
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+            raise OptionError(f"batch_size[{name!r}] must be a positive integer, got {size!r}")
+    return {str(name): int(size) for name, size in batch_size.items()}

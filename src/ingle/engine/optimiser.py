@@ -1,0 +1,230 @@
+"""Optimisers: a torch factory, a Pyro optimiser, or one for the model and one for the guide."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.clipped_adam import ClippedAdam
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from ingle.errors import OptionError
+
+__all__ = ["DEFAULT_LR", "Optimisers", "resolve_optimisers"]
+
+DEFAULT_LR = 0.02
+_FINAL_SHARE = 0.05  # of the default learning rate, reached at the last of a given number of steps
+
+
+class _Group:
+    """One torch optimiser over all leaves of a side; leaves that appear later join it."""
+
+    def __init__(self, build: Callable[[list[Any]], torch.optim.Optimizer], label: str) -> None:
+        self._build = build
+        self._label = label
+        self.optimiser: torch.optim.Optimizer | None = None
+        self._known: dict[str, Tensor] = {}
+
+    def step(self, leaves: Mapping[str, Tensor]) -> None:
+        self._join(leaves)
+        if self.optimiser is not None:
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+
+    def _join(self, leaves: Mapping[str, Tensor]) -> None:
+        fresh = {name: leaf for name, leaf in leaves.items() if self._known.get(name) is not leaf}
+        if not fresh:
+            return
+        entries = self._entries(fresh)
+        if self.optimiser is None:
+            self.optimiser = self._checked(self._build(entries))
+        else:
+            for entry in entries:
+                self.optimiser.add_param_group(entry if isinstance(entry, dict) else {"params": [entry]})
+        self._known.update(fresh)
+
+    def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
+        return list(fresh.values())
+
+    def _checked(self, optimiser: object) -> torch.optim.Optimizer:
+        if isinstance(optimiser, torch.optim.LBFGS):
+            raise OptionError(f"{self._label}: LBFGS evaluates the loss several times a step, which SVI does not offer")
+        if not isinstance(optimiser, torch.optim.Optimizer):
+            raise OptionError(f"{self._label} must build a torch.optim.Optimizer, it built {type(optimiser).__name__}")
+        return optimiser
+
+    def scale_lr(self, factor: float) -> None:
+        for group in self.optimiser.param_groups if self.optimiser is not None else ():
+            group["lr"] *= factor
+
+    def capture(self) -> Any:
+        return None if self.optimiser is None else copy.deepcopy(self.optimiser.state_dict())
+
+    def restore(self, state: Any) -> None:
+        if state is None:
+            self.optimiser, self._known = None, {}
+        elif self.optimiser is not None:
+            self.optimiser.load_state_dict(copy.deepcopy(state))
+
+
+class _PyroGroup(_Group):
+    """The torch optimiser that a Pyro optimiser describes: its options, clipping and schedule for each leaf."""
+
+    def __init__(self, described: PyroOptim, label: str) -> None:
+        super().__init__(described.pt_optim_constructor, label)
+        self._described = described
+        self._clips: list[tuple[Tensor, dict[str, Any]]] = []
+        self.scheduler: Any = None
+
+    def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
+        described: Any = self._described
+        groups: list[dict[str, Any]] = []
+        for leaf in fresh.values():
+            # Pyro's own look-ups, so that options given by a function of the name mean what they mean there.
+            options = described._get_optim_args(leaf)
+            clip = described._get_grad_clip_args(leaf)
+            if clip:
+                self._clips.append((leaf, clip))
+            for group in groups:
+                if {name: value for name, value in group.items() if name != "params"} == options:
+                    group["params"].append(leaf)
+                    break
+            else:
+                groups.append({"params": [leaf], **options})
+        return groups
+
+    def step(self, leaves: Mapping[str, Tensor]) -> None:
+        self._join(leaves)
+        for leaf, clip in self._clips:
+            if leaf.grad is not None:
+                if clip.get("clip_norm") is not None:
+                    clip_grad_norm_(leaf, clip["clip_norm"])
+                if clip.get("clip_value") is not None:
+                    clip_grad_value_(leaf, clip["clip_value"])
+        super().step(leaves)
+        if isinstance(self._described, PyroLRScheduler) and self.optimiser is not None:
+            if self.scheduler is None:
+                self.scheduler = self._described.pt_scheduler_constructor(self.optimiser, **self._described.kwargs)
+            self.scheduler.step()
+
+    def capture(self) -> Any:
+        state = super().capture()
+        return state, None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict())
+
+    def restore(self, state: Any) -> None:
+        super().restore(state[0])
+        if state[1] is None:
+            self.scheduler = None
+        else:
+            self.scheduler.load_state_dict(copy.deepcopy(state[1]))
+
+
+class Optimisers:
+    """Steps the parameters of model and guide, together or each by its own optimiser.
+
+    Attributes:
+        description: for the card.
+        guide_steps: the guide moves at every step, the model at every `guide_steps`-th.
+        decays: the learning rate is Ingle's to lower, because the user named no optimiser.
+    """
+
+    def __init__(
+        self, groups: Mapping[str, _Group], *, guide_steps: int, description: str, decays: bool
+    ) -> None:
+        self._groups = dict(groups)
+        self.guide_steps = guide_steps
+        self.description = description
+        self.decays = decays
+        self._taken = 0
+
+    def step(self, model_leaves: Mapping[str, Tensor], guide_leaves: Mapping[str, Tensor]) -> None:
+        """One update from the gradients that are there; a leaf of both sides goes with the guide."""
+        self._taken += 1
+        if "both" in self._groups:
+            self._groups["both"].step({**model_leaves, **guide_leaves})
+            return
+        self._groups["guide"].step(guide_leaves)
+        only_model = {name: leaf for name, leaf in model_leaves.items() if name not in guide_leaves}
+        if self._taken % self.guide_steps == 0:
+            self._groups["model"].step(only_model)
+        for leaf in only_model.values():
+            leaf.grad = None
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiply every learning rate."""
+        for group in self._groups.values():
+            group.scale_lr(factor)
+
+    def capture(self) -> Any:
+        """State of every optimiser and schedule, copied."""
+        return self._taken, {side: group.capture() for side, group in self._groups.items()}
+
+    def restore(self, state: Any) -> None:
+        """Go back to a captured state."""
+        self._taken = state[0]
+        for side, group in self._groups.items():
+            group.restore(state[1][side])
+
+
+def resolve_optimisers(optim: object, *, guide_steps: object, steps: int | None) -> Optimisers:
+    """The optimisers of a fit.
+
+    Args:
+        optim: a callable from parameters to a `torch.optim.Optimizer`, a Pyro optimiser, a mapping with one of
+            these for "model" and one for "guide", or None for ClippedAdam at 0.02, decaying.
+        guide_steps: updates of the guide for each of the model.
+        steps: of the fit, over which the default decays; None leaves the decay to the stopping rule.
+
+    Raises:
+        OptionError: for an optimiser that is already built, or anything else.
+    """
+    if isinstance(guide_steps, bool) or not isinstance(guide_steps, int) or guide_steps < 1:
+        raise OptionError(f"guide_steps must be a positive integer, got {guide_steps!r}")
+    sides: dict[str, object] = {"both": optim}
+    if isinstance(optim, Mapping):
+        if set(optim) != {"model", "guide"}:
+            raise OptionError(f'optim as a mapping has the keys "model" and "guide", got {sorted(map(str, optim))}')
+        sides = dict(optim)
+    elif guide_steps > 1:
+        sides = {"model": optim, "guide": optim}
+    decay = 1.0 if steps is None else _FINAL_SHARE ** (1 / steps)
+    groups = {side: _group(given, "optim" if side == "both" else f"optim[{side!r}]", decay)
+              for side, given in sides.items()}  # fmt: skip
+    names = {side: _name(given, steps) for side, given in sides.items()}
+    description = names["both"] if "both" in names else f"model {names['model']}, guide {names['guide']}"
+    if guide_steps > 1:
+        description += f", {guide_steps} guide steps for each of the model"
+    return Optimisers(groups, guide_steps=guide_steps, description=description, decays=optim is None)
+
+
+def _group(given: object, label: str, decay: float) -> _Group:
+    if given is None:
+        return _Group(lambda leaves: ClippedAdam(leaves, lr=DEFAULT_LR, lrd=decay), label)
+    if isinstance(given, PyroOptim):
+        return _PyroGroup(given, label)
+    if isinstance(given, torch.optim.Optimizer):
+        raise OptionError(
+            f"{label} is an optimiser that is already built, but the parameters of a fit do not exist before it "
+            f"starts: give a callable, such as functools.partial(torch.optim.{type(given).__name__}, lr=1e-2)"
+        )
+    if not callable(given):
+        raise OptionError(
+            f"{label} must be a callable from parameters to a torch.optim.Optimizer, a Pyro optimiser, or None, "
+            f"got {given!r}"
+        )
+    return _Group(given, label)
+
+
+def _name(given: object, steps: int | None) -> str:
+    if given is None:
+        how = "to a twentieth over the fit" if steps is not None else "as the ELBO levels off"
+        return f"ClippedAdam at {DEFAULT_LR}, decaying {how}"
+    if isinstance(given, PyroOptim):
+        return getattr(given.pt_optim_constructor, "__name__", type(given).__name__)
+    return getattr(getattr(given, "func", given), "__name__", type(given).__name__)

@@ -1,0 +1,41 @@
+"""What every engine does. Nothing else in the library knows which one runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ingle.runtime import RandomState
+
+__all__ = ["Engine", "State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the next step depends on: parameters, optimisers, random states, the place in the data."""
+
+    step: int
+    leaves: dict[str, Tensor]
+    optimisers: Any
+    random: RandomState
+    rows: Any
+
+
+class Engine(Protocol):
+    """Advances a fit by whole steps, changing the parameters in place.
+
+    For the same noise every engine gives the losses of `EagerEngine`.
+    """
+
+    name: str
+
+    def advance(self, steps: int) -> Tensor:
+        """Take `steps` steps and return their losses, shape (steps,), on the device of the fit."""
+
+    def capture(self) -> State:
+        """The state before the next step, copied."""
+
+    def restore(self, state: State) -> None:
+        """Go back to a captured state."""

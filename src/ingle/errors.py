@@ -1,0 +1,82 @@
+"""Every error and warning that Ingle raises.
+
+Each error also inherits the builtin that a caller would reach for, so `except ValueError` keeps working, and
+keeps the error of Pyro or torch that it translates as its `__cause__`.
+
+    IngleError
+    ├── DataError (ValueError)        what was handed over as data cannot be used, or does not fit the model's call
+    ├── OptionError (ValueError)      an option of Ingle has a value that it cannot take
+    ├── ProgramError (ValueError)     the model or the guide raised, or the two do not belong together
+    └── NonFiniteError (ArithmeticError)   a loss, gradient or parameter became NaN or infinite; carries the `fit`
+
+    IngleWarning (UserWarning)
+    └── TrainedModuleWarning          a module that another fit has trained is trained on
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ingle.fit import Fit
+
+__all__ = [
+    "DataError",
+    "IngleError",
+    "IngleWarning",
+    "NonFiniteError",
+    "OptionError",
+    "ProgramError",
+    "TrainedModuleWarning",
+]
+
+_HERE = str(Path(__file__).parent)
+
+
+class IngleError(Exception):
+    """Base of every error that Ingle raises."""
+
+
+class DataError(IngleError, ValueError):
+    """The data cannot be turned into tensors, or do not fit the call of the model."""
+
+
+class OptionError(IngleError, ValueError):
+    """An option of Ingle has a value that it cannot take."""
+
+
+class ProgramError(IngleError, ValueError):
+    """The model or the guide raised an error, or the two do not belong together."""
+
+
+class NonFiniteError(IngleError, ArithmeticError):
+    """A loss, a gradient or a parameter became NaN or infinite.
+
+    Attributes:
+        step: the step at which it happened, counted from 0.
+        fit: the fit as it was before that step, every parameter finite; None where no step had been taken.
+    """
+
+    def __init__(self, message: str, *, step: int, fit: Fit | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.fit = fit
+
+
+class IngleWarning(UserWarning):
+    """Base of every warning that Ingle gives."""
+
+
+class TrainedModuleWarning(IngleWarning):
+    """A module that another fit has trained is about to be trained on."""
+
+
+def warn(message: str, category: type[IngleWarning]) -> None:
+    """Warn at the line of the caller's that led here: the first frame that is not Ingle's own."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=depth)

@@ -1,0 +1,7 @@
+"""Objectives: each is a `pyro.infer.ELBO`, so it also works in `pyro.infer.SVI`."""
+
+from ingle.objectives.choose import Choice, choose
+from ingle.objectives.trace import Trace_ELBO
+from ingle.objectives.trace_enum import TraceEnum_ELBO
+
+__all__ = ["Choice", "TraceEnum_ELBO", "Trace_ELBO", "choose"]

@@ -1,0 +1,75 @@
+"""Which objective a fit uses, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.infer
+
+from ingle.errors import OptionError
+from ingle.objectives.trace import Trace_ELBO
+from ingle.objectives.trace_enum import TraceEnum_ELBO
+from ingle.program import Program
+
+__all__ = ["Choice", "choose"]
+
+_OURS: dict[type, type] = {pyro.infer.Trace_ELBO: Trace_ELBO, pyro.infer.TraceEnum_ELBO: TraceEnum_ELBO}
+_ENUMERATING = (pyro.infer.TraceEnum_ELBO, pyro.infer.TraceTMC_ELBO)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An objective and the reason for it, in words for the card."""
+
+    objective: Any
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The class of the objective."""
+        return type(self.objective).__name__
+
+
+def choose(objective: object, program: Program) -> Choice:
+    """The user's objective, or the one that the program's sites ask for.
+
+    TraceEnum where something is summed out, the score-function estimator where a guide site has no pathwise
+    gradient, Trace_ELBO otherwise. Pyro's own Trace_ELBO and TraceEnum_ELBO become those of the same name here.
+
+    Raises:
+        OptionError: for anything that is no `pyro.infer.ELBO`, or an objective that cannot sum out what the
+            guide leaves out.
+    """
+    if objective is not None:
+        return Choice(_given(objective, program), "given")
+    marked = [site.name for site in program.guide_sites if site.marked]
+    if program.enumerated or marked:
+        names = ", ".join(program.enumerated or marked)
+        enumerating = TraceEnum_ELBO(max_plate_nesting=program.max_plate_nesting)
+        return Choice(enumerating, f"{names} summed out")
+    sampled = [
+        site.name for site in program.guide_sites if site.kind != "observed" and not site.reparameterised
+    ]
+    if sampled:
+        return Choice(pyro.infer.TraceGraph_ELBO(), f"score function, {', '.join(sampled)} has no pathwise gradient")
+    return Choice(Trace_ELBO(), "every guide site has a pathwise gradient")
+
+
+def _given(objective: object, program: Program) -> Any:
+    if not isinstance(objective, pyro.infer.ELBO):
+        raise OptionError(
+            f"objective must be a pyro.infer.ELBO such as pyro.infer.Trace_ELBO(), got {objective!r}"
+            + ("; it is a class: did you mean an instance of it?" if isinstance(objective, type) else "")
+        )
+    if program.enumerated and not isinstance(objective, _ENUMERATING):
+        raise OptionError(
+            f"the guide leaves out {', '.join(program.enumerated)}, which {type(objective).__name__} cannot sum out; "
+            "use pyro.infer.TraceEnum_ELBO(), or sample it in the guide"
+        )
+    ours = _OURS.get(type(objective))
+    if ours is None:
+        return objective
+    adopted = ours.__new__(ours)
+    adopted.__dict__.update(vars(objective))
+    return adopted

@@ -1,0 +1,160 @@
+"""Guides by name, by AutoGuide class or partial, by instance, by function: all become one callable."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import pyro
+from pyro import poutine
+from pyro.distributions.transforms import affine_autoregressive, iterated
+from pyro.infer import autoguide
+from pyro.infer.autoguide.initialization import init_to_median, init_to_value
+from torch import Tensor
+
+from ingle.errors import OptionError
+from ingle.program.sites import Plate, Site
+
+__all__ = ["GuideName", "GuideRecipe", "resolve_guide"]
+
+GuideName = Literal["normal", "multivariate_normal", "low_rank", "delta", "laplace", "flow"]
+
+INIT_SCALE = 0.1  # of every named guide, in unconstrained space
+
+_CLASSES: dict[str, type[autoguide.AutoGuide]] = {
+    "normal": autoguide.AutoNormal,
+    "multivariate_normal": autoguide.AutoMultivariateNormal,
+    "low_rank": autoguide.AutoLowRankMultivariateNormal,
+    "delta": autoguide.AutoDelta,
+    "laplace": autoguide.AutoLaplaceApproximation,
+    "flow": autoguide.AutoNormalizingFlow,
+}
+_JOINT = (autoguide.AutoContinuous,)  # one vector over all latents, which cannot follow a minibatch
+
+
+@dataclass(frozen=True)
+class GuideRecipe:
+    """How the guide of a fit is made.
+
+    Attributes:
+        description: for the card: the name and the class.
+        make: builds the guide, from a start for each latent where the recipe takes one.
+        takes_start: whether `make` uses the start.
+        finish: what replaces the guide once it is trained, given the arguments of the model; None for nothing.
+    """
+
+    description: str
+    make: Callable[[Mapping[str, Tensor] | None], Callable[..., Any]]
+    takes_start: bool = False
+    finish: Callable[[Any, tuple[Any, ...], dict[str, Any]], Callable[..., Any]] | None = None
+
+
+def resolve_guide(
+    guide: object, model: Callable[..., Any], sites: Sequence[Site], batched: Sequence[str]
+) -> GuideRecipe:
+    """The recipe for whatever the user gave as guide.
+
+    Args:
+        guide: a name, an AutoGuide class or a partial of one, or anything that can be called.
+        model: that an automatic guide is made for.
+        sites: of the model.
+        batched: names of the plates whose rows are drawn from outside.
+
+    Raises:
+        OptionError: for a name that does not exist, something that cannot be called, or a joint guide over
+            latents inside a batched plate.
+    """
+    if isinstance(guide, str):
+        if guide not in _CLASSES:
+            names = ", ".join(repr(name) for name in get_args(GuideName))
+            raise OptionError(f"guide {guide!r} does not exist; a guide by name is one of {names}")
+        return _automatic(_CLASSES[guide], guide, model, sites, batched)
+    cls = guide.func if isinstance(guide, functools.partial) else guide
+    if isinstance(cls, type) and issubclass(cls, autoguide.AutoGuide):
+        return _automatic(guide, None, model, sites, batched)
+    if isinstance(guide, type) or not callable(guide):
+        raise OptionError(
+            f"guide must be a name, an AutoGuide class, or a callable with Pyro statements, got {guide!r}"
+            + ("; it is a class: did you mean an instance of it?" if isinstance(guide, type) else "")
+        )
+    ready: Callable[..., Any] = guide
+    if isinstance(ready, autoguide.AutoGuide):
+        _prepare(ready, sites, batched)
+        return GuideRecipe(f"{type(ready).__name__} instance", lambda start: ready)
+    return GuideRecipe(getattr(ready, "__name__", type(ready).__name__), lambda start: ready)
+
+
+def _automatic(
+    factory: Any, name: str | None, model: Callable[..., Any], sites: Sequence[Site], batched: Sequence[str]
+) -> GuideRecipe:
+    cls = factory.func if isinstance(factory, functools.partial) else factory
+    latents = [site for site in sites if site.kind == "latent"]
+    if not latents:
+        raise OptionError(
+            "the model has no latent sample site, so there is nothing for an automatic guide to do; for maximum "
+            "likelihood of pyro.param statements give an empty guide, `def guide(*args, **kwargs): pass`"
+        )
+    hidden = [site.name for site in latents if site.discrete]
+    if issubclass(cls, autoguide.AutoDiscreteParallel):
+        hidden = []
+    visible: Callable[..., Any] = poutine.block(model, hide=hidden) if hidden else model
+    if len(hidden) == len(latents):
+        raise OptionError(
+            f"every latent of the model is discrete ({', '.join(hidden)}) and would be summed out, so a guide of "
+            "continuous distributions has nothing left; give an empty guide, `def guide(*args, **kwargs): pass`"
+        )
+
+    def make(start: Mapping[str, Tensor] | None) -> Callable[..., Any]:
+        made: Any = factory(visible, **_options(name, start))
+        _prepare(made, sites, batched)
+        return made  # type: ignore[no-any-return]
+
+    description = cls.__name__ if name is None else f"{name!r} ({cls.__name__})"
+    finish = None
+    if issubclass(cls, autoguide.AutoLaplaceApproximation):
+        finish = _laplace
+    return GuideRecipe(description, make, takes_start=name is not None and name != "flow", finish=finish)
+
+
+def _options(name: str | None, start: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name == "flow":
+        return {"init_transform_fn": functools.partial(iterated, 2, affine_autoregressive)}
+    init = init_to_median if start is None else init_to_value(values=dict(start), fallback=init_to_median)
+    options: dict[str, Any] = {"init_loc_fn": init}
+    if name in ("normal", "multivariate_normal", "low_rank"):
+        options["init_scale"] = INIT_SCALE
+    return options
+
+
+def _laplace(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+    return guide.laplace_approximation(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+def _prepare(guide: Any, sites: Sequence[Site], batched: Sequence[str]) -> None:
+    """Make an automatic guide follow rows that are drawn from outside, or refuse it."""
+    plates: dict[str, Plate] = {
+        plate.name: plate
+        for site in sites
+        if site.kind == "latent" and not site.discrete
+        for plate in site.plates
+        if plate.name in batched
+    }
+    if not plates:
+        return
+    if isinstance(guide, _JOINT):
+        local = [site.name for site in sites if any(plate.name in plates for plate in site.plates)
+                 and site.kind == "latent"]  # fmt: skip
+        raise OptionError(
+            f"{type(guide).__name__} is one joint distribution over all latents, and {', '.join(local)} "
+            f"{'has' if len(local) == 1 else 'have'} a row for each datum of plate {', '.join(plates)}: Pyro would "
+            "build it for one minibatch alone. Use 'normal' or 'delta', a guide of your own, or no batch_size"
+        )
+    if guide.create_plates is None:
+        # Without this an AutoGuide draws rows of its own, other than the model's (pyro issue 3468).
+        guide.create_plates = lambda *args, **kwargs: [
+            pyro.plate(plate.name, plate.full_size, dim=plate.dim) for plate in plates.values()
+        ]

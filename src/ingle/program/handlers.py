@@ -1,0 +1,117 @@
+"""The effect handlers that Ingle puts around a model and a guide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ingle.errors import OptionError
+
+__all__ = ["Leaves", "ProbeRows", "Rows", "Watch"]
+
+
+class Rows(Messenger):  # type: ignore[misc]
+    """Sets the rows of named plates from outside, the same for model and guide.
+
+    The plate's size and its N/B scale follow, because Pyro derives both from the rows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            rows = self.choose(msg["name"], msg["fn"])
+            if rows is not None:
+                msg["value"], msg["done"] = rows, True
+
+    def choose(self, name: str, subsample: Any) -> Tensor | None:
+        """The rows of one plate; None leaves the plate alone."""
+        return self.rows.get(name)
+
+
+class ProbeRows(Rows):
+    """Gives each named plate its first B rows, and notes the full size of every plate on the way."""
+
+    def __init__(self, batch_size: Mapping[str, int]) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.sizes: dict[str, int] = {}
+
+    def choose(self, name: str, subsample: Any) -> Tensor | None:
+        """The first B rows of a plate that `batch_size` names."""
+        self.sizes[name] = int(subsample.size)
+        batch = self.batch_size.get(name)
+        if batch is None:
+            return None
+        if batch > subsample.size:
+            raise OptionError(
+                f"batch_size[{name!r}] is {batch}, but plate {name!r} has only {int(subsample.size)} rows"
+            )
+        if subsample.subsample_size is not None and subsample.subsample_size != subsample.size:
+            raise OptionError(
+                f"plate {name!r} draws {subsample.subsample_size} rows by itself, and batch_size[{name!r}] would "
+                f"draw {batch} again: take subsample_size out of the plate, or {name!r} out of batch_size"
+            )
+        return torch.arange(batch)
+
+
+class Leaves(Messenger):  # type: ignore[misc]
+    """Notes every parameter that is read, as its unconstrained leaf, by name.
+
+    A new parameter that starts from a tensor of the user's starts from a copy, since Pyro would train the
+    user's own tensor, and the next fit would start where this one ended. Parameters of modules are trained in
+    place, as in torch; they are moved to the dtype and device of the fit.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.dtype, self.device = dtype, device
+        self.by_name: dict[str, Tensor] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) < 2 or msg["name"] in pyro.get_param_store():
+            return
+        name, start, *rest = msg["args"]
+        if isinstance(start, torch.nn.Parameter):
+            if start.is_floating_point():
+                start.data = start.data.to(dtype=self.dtype, device=self.device)
+        elif isinstance(start, Tensor):
+            msg["args"] = (name, self._copy(start), *rest)
+        elif callable(start):
+            msg["args"] = (name, lambda: self._copy(start()), *rest)
+
+    def _copy(self, start: Any) -> Any:
+        if not isinstance(start, Tensor) or isinstance(start, torch.nn.Parameter):
+            return start
+        dtype = self.dtype if start.is_floating_point() else start.dtype
+        return start.detach().to(dtype=dtype, device=self.device, copy=True)
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        value = msg["value"]
+        leaf = getattr(value, "_pyro_unconstrained_param", None)  # inside a subsampled plate
+        self.by_name[msg["name"]] = value.unconstrained() if leaf is None else leaf
+
+
+class Watch(Messenger):  # type: ignore[misc]
+    """Remembers the last sample statement that was reached, for the message of an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: str | None = None
+        self.entered: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg):
+            self.entered = msg["name"]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg):
+            self.last, self.entered = msg["name"], None

@@ -1,0 +1,272 @@
+"""A model, a guide and their data as one program that can be run, traced and stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from pyro.ops.provenance import get_provenance, track_provenance
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ingle.data import Data
+from ingle.errors import OptionError, ProgramError
+from ingle.program.explain import check_call, explained
+from ingle.program.guides import GuideRecipe, resolve_guide
+from ingle.program.handlers import Leaves, ProbeRows, Rows
+from ingle.program.sites import Site, read_sites
+from ingle.runtime import Runtime
+
+__all__ = ["Program", "build_program", "set_guide"]
+
+
+@dataclass
+class Program:
+    """A model and a guide, bound to data, with what one run of each showed.
+
+    Attributes:
+        model: as the user wrote it; enumerated sites are marked.
+        guide: the guide, ready to be called like the model.
+        recipe: how the guide was made.
+        data: the arguments of both.
+        rows: the handler that sets the rows of a minibatch.
+        probe: the rows of the first run, B of each named plate.
+        batch_sizes: for each plate whose rows come from outside, its full size N and its batch size B.
+        model_sites, guide_sites: as one run showed them, with the first B rows of each named plate.
+        enumerated: the discrete latents that the guide leaves out, which the objective sums over.
+        model_leaves, guide_leaves: the parameters that each side read in its last run, by name, unconstrained.
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    recipe: GuideRecipe
+    data: Data
+    rows: Rows
+    probe: Rows
+    batch_sizes: dict[str, tuple[int, int]]
+    model_sites: tuple[Site, ...]
+    guide_sites: tuple[Site, ...]
+    enumerated: tuple[str, ...]
+    model_leaves: Leaves
+    guide_leaves: Leaves
+
+    @property
+    def latents(self) -> tuple[Site, ...]:
+        """The latent sites of the model, in its order."""
+        return tuple(site for site in self.model_sites if site.kind == "latent")
+
+    @property
+    def max_plate_nesting(self) -> int:
+        """How many batch dimensions the plates of model and guide take."""
+        return max(
+            (
+                -plate.dim
+                for site in self.model_sites + self.guide_sites
+                for plate in site.plates
+                if plate.dim is not None
+            ),
+            default=0,
+        )
+
+    @property
+    def observing_model(self) -> Callable[..., Any]:
+        """The model, its parameters noted while it runs."""
+        return self.model_leaves(self.model)  # type: ignore[no-any-return]
+
+    @property
+    def observing_guide(self) -> Callable[..., Any]:
+        """The guide, its parameters noted while it runs."""
+        return self.guide_leaves(self.guide)  # type: ignore[no-any-return]
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Every parameter of the program by name, unconstrained; the guide's stands where both read one."""
+        return {**self.model_leaves.by_name, **self.guide_leaves.by_name}
+
+    def prior_draw(self) -> dict[str, Tensor]:
+        """One draw of every continuous latent from the prior, those inside a minibatched plate left out."""
+        with torch.no_grad(), self.probe, explained("model", self.data):
+            trace: Any = poutine.trace(self.model).get_trace(*self.data.args, **self.data.kwargs)
+        return {
+            site.name: trace.nodes[site.name]["value"].detach()
+            for site in self.latents
+            if not site.discrete and not any(plate.name in self.batch_sizes for plate in site.plates)
+        }
+
+
+def build_program(
+    model: Callable[..., Any],
+    guide: object,
+    data: Data,
+    *,
+    batch_size: Mapping[str, int],
+    runtime: Runtime,
+) -> Program:
+    """Run the model once, resolve the guide, run it once, and hold the two against each other.
+
+    Runs inside a scope of `runtime`. Parameters that an automatic guide makes here are forgotten; `set_guide`
+    makes the guide that is trained.
+
+    Raises:
+        DataError: the data do not fit the call of the model or the guide.
+        OptionError: the guide or the batch size cannot be used with this model.
+        ProgramError: model or guide raised, or they do not belong together.
+    """
+    if not callable(model) or isinstance(model, type):
+        raise OptionError(f"model must be a callable with Pyro statements, got {model!r}")
+    for module in (model, guide):
+        if isinstance(module, torch.nn.Module) and not isinstance(module, AutoGuide):
+            module.to(dtype=runtime.dtype, device=runtime.device)
+    _refuse_name_clash(model, guide)
+    check_call("model", model, data)
+
+    model_leaves, guide_leaves = (Leaves(runtime.dtype, runtime.device) for _ in range(2))
+    probe = ProbeRows(batch_size)
+    typical = InitMessenger(_typical)  # a draw from a wide prior may overflow where the posterior never goes
+    with pyro.validation_enabled(True), torch.no_grad(), probe, typical, explained("model", data):
+        trace: Any = poutine.trace(model_leaves(model)).get_trace(*data.args, **data.kwargs)
+        trace.compute_log_prob()
+    sites = read_sites(trace)
+    for name in batch_size:
+        if name not in probe.sizes:
+            there = ", ".join(probe.sizes) or "none of a stated size"
+            raise OptionError(f"batch_size names plate {name!r}, which the model does not have; its plates: {there}")
+    _check_rows(sites, batch_size)
+    rows = Rows()
+    rows.rows = {name: torch.arange(size) for name, size in batch_size.items()}
+    program = Program(
+        model=model,
+        guide=lambda *args, **kwargs: None,
+        recipe=resolve_guide(guide, model, sites, tuple(batch_size)),
+        data=data,
+        rows=Rows(),
+        probe=rows,
+        batch_sizes={name: (probe.sizes[name], size) for name, size in batch_size.items()},
+        model_sites=sites,
+        guide_sites=(),
+        enumerated=(),
+        model_leaves=model_leaves,
+        guide_leaves=guide_leaves,
+    )
+    with runtime.trial():
+        set_guide(program)
+    guide_leaves.by_name.clear()
+    if not program.latents and not model_leaves.by_name:
+        raise ProgramError(
+            "the model has no latent sample site and no parameter, so there is nothing to fit: "
+            + (", ".join(f"{site.name!r} is {site.kind}" for site in sites) or "it has no sample statement at all")
+        )
+    program.enumerated = _match(program)
+    if program.enumerated:
+        if program.recipe.finish is not None:
+            raise OptionError(
+                f"guide {program.recipe.description} takes the curvature of the log joint, which does not sum out "
+                f"{', '.join(program.enumerated)}; use 'normal' or 'multivariate_normal'"
+            )
+        names = frozenset(program.enumerated)
+        program.model = poutine.infer_config(
+            model, config_fn=lambda site: {"enumerate": "parallel"} if site["name"] in names else {}
+        )
+    return program
+
+
+def set_guide(program: Program, start: Mapping[str, Tensor] | None = None) -> None:
+    """Make the guide from its recipe, from `start` where the recipe takes one, and run it once."""
+    program.guide = program.recipe.make(start)
+    check_call("guide", program.guide, program.data)
+    data = program.data
+    with pyro.validation_enabled(True), torch.no_grad(), program.probe, explained("guide", data):
+        trace: Any = poutine.trace(program.observing_guide).get_trace(*data.args, **data.kwargs)
+        trace.compute_log_prob()
+    program.guide_sites = read_sites(trace)
+
+
+def _typical(site: Any) -> Any:
+    return site["fn"].sample() if site["fn"].support.is_discrete else init_to_median(site)
+
+
+class _Provenance(Messenger):  # type: ignore[misc]
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
+
+
+def downstream_of_enumerated(program: Program) -> frozenset[str]:
+    """The deterministic sites whose value depends on a latent that is summed out."""
+    if not program.enumerated:
+        return frozenset()
+    data = program.data
+    with torch.no_grad(), program.probe, _Provenance(program.enumerated):
+        trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
+    return frozenset(
+        site.name
+        for site in program.model_sites
+        if site.kind == "deterministic" and get_provenance(trace.nodes[site.name]["value"])
+    )
+
+
+def _match(program: Program) -> tuple[str, ...]:
+    """The latents to sum over. Raises `ProgramError` where model and guide do not belong together."""
+    in_guide = {site.name for site in program.guide_sites if site.kind != "observed"}
+    left_out = [site for site in program.latents if site.name not in in_guide]
+    lost = [site for site in left_out if not site.enumerable]
+    if lost:
+        raise ProgramError(
+            f"the guide lacks {', '.join(f'{site.name!r} ({site.distribution})' for site in lost)}, which the model "
+            "samples. Give the guide a pyro.sample statement of the same name"
+            + ("; a discrete latent is summed out only where its support is finite"
+               if any(site.discrete for site in lost) else "")
+        )  # fmt: skip
+    known = {site.name for site in program.model_sites}
+    extra = [site.name for site in program.guide_sites if site.kind == "latent" and site.name not in known]
+    if extra:
+        raise ProgramError(
+            f"the guide samples {', '.join(map(repr, extra))}, which the model does not. Take it out, correct its "
+            'name, or mark it infer={"is_auxiliary": True} if it only serves other sites of the guide'
+        )
+    observed = [site.name for site in program.model_sites if site.kind == "observed" and site.name in in_guide]
+    if observed:
+        raise ProgramError(
+            f"the guide samples {', '.join(map(repr, observed))}, which the model observes: take it out of the guide, "
+            "or out of the data"
+        )
+    return tuple(site.name for site in left_out)
+
+
+def _check_rows(sites: tuple[Site, ...], batch_size: Mapping[str, int]) -> None:
+    for site in sites:
+        for plate in site.plates:
+            if plate.name not in batch_size or plate.dim is None:
+                continue
+            place = plate.dim - len(site.event_shape)
+            size = site.value_shape[place] if len(site.value_shape) >= -place else 1
+            if size not in (1, plate.size) or (size == 1 and plate.size > 1 and site.kind == "latent"):
+                raise ProgramError(
+                    f"batch_size gives plate {plate.name!r} {plate.size} rows, but site {site.name!r} has {size} of "
+                    f"{plate.full_size} there: the model does not take the plate's rows. Write "
+                    f"`with pyro.plate({plate.name!r}, {plate.full_size}) as i:` and index what is inside, `x[i]`"
+                )
+
+
+def _refuse_name_clash(model: object, guide: object) -> None:
+    if not (isinstance(model, torch.nn.Module) and isinstance(guide, torch.nn.Module)):
+        return
+    ours = dict(model.named_parameters())
+    clash = sorted(
+        name for name, value in guide.named_parameters() if name in ours and ours[name] is not value
+    )
+    prefixes = {getattr(module, "_pyro_name", None) for module in (model, guide)}
+    if clash and prefixes == {""}:
+        raise ProgramError(
+            f"model and guide are modules that both have a parameter {clash[0]!r}, and Pyro would train one tensor "
+            'for the two. Give one a name: `super().__init__(name="guide")` in the PyroModule of the guide'
+        )

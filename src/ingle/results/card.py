@@ -1,0 +1,80 @@
+"""The card of a fit: what ran, why it stopped, and what it does not say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ingle.program import Program, Site
+from ingle.trust import Plateau, trend
+
+if TYPE_CHECKING:
+    from ingle.fit import Fit
+
+__all__ = ["card", "still_rising"]
+
+
+def card(fit: Fit, program: Program) -> str:
+    """At most 15 lines, one fact a line."""
+    name = getattr(fit.model, "__name__", type(fit.model).__name__)
+    lines = [
+        f"Fit of {name}",
+        f"  guide       {program.recipe.description}: {_latents(program)}",
+        f"  objective   {fit.objective}: {fit.objective_reason}",
+        f"  optimiser   {fit.optimiser}",
+        f"  engine      {fit.engine}, {str(fit.dtype).removeprefix('torch.')} on {fit.device}, seed {fit.seed}, "
+        f"torch {torch.__version__}",
+        *(
+            f"  minibatch   {batch} of {full} rows of plate {plate!r} a step"
+            for plate, (full, batch) in program.batch_sizes.items()
+        ),
+        f"  stopped     {_stopped(fit)}",
+    ]
+    if fit.steps:
+        mean, se, window = fit.elbo
+        lines.append(f"  ELBO        {mean:,.2f} ± {se:.2g} (mean and standard error of the last {window:,} steps)")
+    lines.append(f"  converged   {_converged(fit)}")
+    lines.extend(f"  note        {note}" for note in fit.notes)
+    return "\n".join(lines)
+
+
+def still_rising(fit: Fit) -> bool | None:
+    """Whether the ELBO rose by more than noise over the last fifth of the steps; None where they are too few."""
+    tail = trend(fit.losses[-max(len(fit.losses) // 5, 40) :])
+    return None if tail.se != tail.se else tail.falling
+
+
+def _latents(program: Program) -> str:
+    sites: list[Site] = [site for site in program.latents if site.name not in program.enumerated]
+    if not sites:
+        return "no latents to draw"
+    shown = ", ".join(site.name for site in sites[:6]) + (", …" if len(sites) > 6 else "")
+    return f"{len(sites)} latent {'site' if len(sites) == 1 else 'sites'} ({shown})"
+
+
+def _stopped(fit: Fit) -> str:
+    pace = f"{fit.steps:,} steps in {fit.seconds:.1f} s"
+    reasons = {
+        "steps": f"after the {pace} that were asked for",
+        "plateau": f"after {pace}: the smoothed ELBO levelled off"
+        + (f" at each of {Plateau.LEVELS} learning rates" if fit.optimiser.startswith("ClippedAdam at") else ""),
+        "budget": f"after {pace}, the most that a fit takes by itself",
+        "interrupted": f"interrupted after {pace}",
+        "non-finite": f"after {pace}, before a step that was not finite",
+    }
+    return reasons[fit.stopped]
+
+
+def _converged(fit: Fit) -> str:
+    rising = still_rising(fit)
+    if fit.stopped == "plateau":
+        return "by the plateau rule on the ELBO; how near the guide is to the posterior was not checked"
+    if rising is None:
+        return "not known: too few steps to tell"
+    if rising:
+        fall = trend(fit.losses[-max(len(fit.losses) // 5, 40) :]).fall
+        return f"no: the ELBO still rose by {fall:.2g} nats within the last fifth of the steps; give it more"
+    if fit.stopped == "steps":
+        return "the ELBO did not rise in the last fifth of the steps; how near the posterior is was not checked"
+    return "not known: the fit was stopped from outside its own rule"

@@ -1,0 +1,74 @@
+"""Many independent runs of one program at once, each as if it ran alone."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["repeat"]
+
+_SAMPLERS = tuple(str(Path(str(module.__file__)).parent) for module in (torch.distributions, pyro.distributions))
+
+
+def repeat(run: Callable[[], Mapping[str, Tensor]], times: int, *, chunk: int) -> dict[str, Tensor]:
+    """Run `run` `times` times with independent noise and stack what it returns, first axis `times`.
+
+    All runs of a chunk go through the program together under `torch.vmap`, where every tensor has the shape that
+    it has in a single run, so that `mu[county]` indexes counties and not draws. A program that vmap cannot take
+    (numbers read from tensors, in-place updates) is run once for each draw.
+    """
+    try:
+        with _FunctionalNoise():
+            stacked = torch.vmap(lambda _: dict(run()), randomness="different", chunk_size=chunk)(torch.arange(times))
+    except Exception:  # whatever stopped vmap, the plain loop decides whether the program itself is at fault
+        runs = [run() for _ in range(times)]
+        return {name: torch.stack([one[name] for one in runs]) for name in runs[0]}
+    return dict(stacked)
+
+
+class _FunctionalNoise(TorchFunctionMode):
+    """Under vmap, draws the noise of torch's and Pyro's samplers anew for each run.
+
+    The samplers fill a fresh tensor in place and return it, which vmap refuses, because the tensor has no axis of
+    runs; here the filled tensor is made by a call that has one. In-place noise anywhere else still reaches vmap.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        noise = _NOISE.get(func)
+        if noise is None or not sys._getframe(1).f_code.co_filename.startswith(_SAMPLERS):
+            return func(*args, **(kwargs or {}))
+        return noise(*args, **(kwargs or {}))
+
+
+def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    return torch.randn_like(like) * std + mean
+
+
+def _uniform(like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return torch.rand_like(like) * (high - low) + low
+
+
+def _exponential(like: Tensor, rate: float = 1.0) -> Tensor:
+    return -torch.log1p(-torch.rand_like(like)) / rate
+
+
+def _cauchy(like: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:
+    return median + sigma * torch.tan(math.pi * (torch.rand_like(like) - 0.5))
+
+
+_NOISE: dict[Any, Callable[..., Tensor]] = {
+    torch.Tensor.normal_: _normal,
+    torch.Tensor.uniform_: _uniform,
+    torch.Tensor.exponential_: _exponential,
+    torch.Tensor.cauchy_: _cauchy,
+}

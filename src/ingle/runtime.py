@@ -1,0 +1,146 @@
+"""Scopes for what is global in torch and Pyro: default dtype and device, random state, parameter store.
+
+Whatever a fit does happens inside these scopes, and each puts back what it found, also after an exception and
+after Ctrl-C. Nothing else in the library touches global state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+from ingle.errors import OptionError
+
+__all__ = ["RandomState", "Runtime", "private_parameters", "resolve_device", "resolve_dtype", "resolve_seed"]
+
+
+def resolve_dtype(dtype: object) -> torch.dtype:
+    """The floating dtype of a fit. Raises `OptionError` for anything else."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise OptionError(f"dtype must be a floating torch dtype such as torch.float32, got {dtype!r}")
+    return dtype
+
+
+def resolve_device(device: object, *, default: torch.device | None = None) -> torch.device:
+    """The device of a fit, tried by allocating nothing on it. Raises `OptionError` where it is not there."""
+    if device is None:
+        return default if default is not None else torch.get_default_device()
+    try:
+        resolved = torch.device(device)  # type: ignore[arg-type]
+        return torch.empty(0, device=resolved).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        there = "cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise OptionError(f"device {device!r} cannot be used on this machine, which has: {there}") from error
+
+
+def resolve_seed(seed: object) -> int:
+    """A seed that torch and numpy both take. Raises `OptionError` outside 0 to 2**32 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise OptionError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+    return int(seed)
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The random states of torch (CPU and one CUDA device), numpy and Python, as one value."""
+
+    torch_cpu: torch.Tensor
+    torch_cuda: torch.Tensor | None
+    numpy: Any
+    python: Any
+    device: torch.device
+
+    @classmethod
+    def capture(cls, device: torch.device) -> RandomState:
+        """The states as they are now."""
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate(), device)
+
+    def restore(self) -> None:
+        """Put the states back."""
+        torch.set_rng_state(self.torch_cpu)
+        if self.torch_cuda is not None:
+            torch.cuda.set_rng_state(self.torch_cuda, self.device)
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+
+
+@contextmanager
+def private_parameters(state: dict[str, Any]) -> Iterator[None]:
+    """Pyro's parameter store holds `state` inside, and what it held before outside.
+
+    `state` is updated on the way out, also after an exception, which `ParamStoreDict.scope` does not do.
+    """
+    store = pyro.get_param_store()
+    outside = store.get_state()
+    store.clear()
+    store.set_state(state)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        state.update(store.get_state())
+        store.clear()
+        store.set_state(outside)
+
+
+def empty_parameters() -> dict[str, Any]:
+    """The state of a parameter store that holds nothing."""
+    return {"params": {}, "constraints": {}}
+
+
+@dataclass
+class Runtime:
+    """Where and how a fit runs: its dtype, device and seed, and its own parameters."""
+
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+    parameters: dict[str, Any] = field(default_factory=empty_parameters)
+
+    @contextmanager
+    def numerics(self) -> Iterator[None]:
+        """The fit's parameters, default dtype and default device inside; the user's outside."""
+        outside = torch.get_default_dtype()
+        with ExitStack() as stack:
+            stack.callback(torch.set_default_dtype, outside)
+            stack.enter_context(private_parameters(self.parameters))
+            torch.set_default_dtype(self.dtype)
+            if self.device != torch.get_default_device():
+                stack.enter_context(self.device)  # a function mode, which slows every call: only where needed
+            yield
+
+    @contextmanager
+    def scope(self, seed: int | None = None) -> Iterator[None]:
+        """Everything of the fit inside; everything of the user's, untouched, outside.
+
+        Beside `numerics`, the random states start from a seed, and validation is off; whoever wants a checked run
+        turns it on around that run.
+
+        Args:
+            seed: of the random states inside; the fit's own where None.
+        """
+        outside = RandomState.capture(self.device)
+        with ExitStack() as stack:
+            stack.callback(outside.restore)
+            stack.enter_context(self.numerics())
+            stack.enter_context(pyro.validation_enabled(False))
+            self.reseed(seed)
+            yield
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Inside a scope: parameters made within are forgotten on the way out."""
+        state = pyro.get_param_store().get_state()
+        with private_parameters({"params": dict(state["params"]), "constraints": dict(state["constraints"])}):
+            yield
+
+    def reseed(self, seed: int | None = None) -> None:
+        """Start the random state again, inside a scope."""
+        pyro.set_rng_seed(self.seed if seed is None else seed)

@@ -1,0 +1,89 @@
+"""When a fit stops by itself: a plain rule on the smoothed ELBO, and whether it was still rising at the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Decision", "Plateau", "Trend", "trend"]
+
+
+class Decision(Enum):
+    """What to do after a look at the losses."""
+
+    GO_ON = "go on"
+    DECAY = "lower the learning rate"
+    STOP = "stop"
+    BUDGET = "stop at the budget"
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How much a stretch of losses fell from its first to its second half, in nats, with its standard error."""
+
+    fall: float
+    se: float
+
+    @property
+    def falling(self) -> bool:
+        """The fall is more than noise: two standard errors, and a hundredth of a nat."""
+        return self.fall > max(2.0 * self.se, 0.01)
+
+
+def trend(losses: NDArray[np.float64]) -> Trend:
+    """The fall of the mean from the first to the second half of `losses`, shape (steps,).
+
+    The standard error is that of batch means, 10 in each half, so that slow wandering of the parameters counts
+    as noise.
+    """
+    half = len(losses) // 2
+    if half < 20:
+        return Trend(math.nan, math.nan)
+    first, second = losses[:half], losses[len(losses) - half :]
+    variance = sum(_variance_of_mean(part) for part in (first, second))
+    return Trend(float(first.mean() - second.mean()), math.sqrt(variance))
+
+
+def _variance_of_mean(losses: NDArray[np.float64]) -> float:
+    size = len(losses) // 10
+    means = losses[len(losses) - 10 * size :].reshape(10, size).mean(axis=1)
+    return float(means.var(ddof=1)) / 10
+
+
+class Plateau:
+    """Stops once the smoothed ELBO has levelled off at the last of several learning rates.
+
+    Every 500 steps the last half of the steps at this learning rate (1,000 to 4,000 of them) is looked at: where
+    its second half is no better than its first by more than noise, the learning rate is lowered to 0.3 of itself, or,
+    after the last, the fit stops. Where the learning rate is the user's, the first plateau is the last.
+
+    Args:
+        decays: lower the learning rate `LEVELS - 1` times; otherwise stop at the first plateau.
+    """
+
+    EVERY = 500
+    LEVELS = 4
+    FACTOR = 0.3
+    MAX_STEPS = 50_000
+
+    def __init__(self, *, decays: bool) -> None:
+        self._levels = self.LEVELS if decays else 1
+        self._level = 1
+        self._since = 0
+
+    def look(self, losses: NDArray[np.float64]) -> Decision:
+        """Decide from all losses so far, shape (steps,)."""
+        here = len(losses) - self._since
+        if here >= 2 * self.EVERY and here % self.EVERY == 0:
+            window = min(max(here // 2, 2 * self.EVERY), 8 * self.EVERY)
+            if not trend(losses[-window:]).falling:
+                if self._level == self._levels:
+                    return Decision.STOP
+                self._level += 1
+                self._since = len(losses)
+                return Decision.DECAY
+        return Decision.BUDGET if len(losses) >= self.MAX_STEPS else Decision.GO_ON
