@@ -1,0 +1,58 @@
+"""A guide for the Gaussian mixture: one component for each of K points of the data that lie far apart."""
+
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from ingle.models.mixture import GaussianMixture
+
+__all__ = ["GaussianMixtureGuide"]
+
+
+@dataclass(frozen=True)
+class GaussianMixtureGuide:
+    """Independent factors: weights Dirichlet, locations Normal, scales LogNormal. The assignments are left out.
+
+    The locations start at K points that lie far from one another, the first nearest the mean, so that each
+    component begins in a place of its own; the labels keep that order.
+
+    Args:
+        model: the mixture that this is a guide for.
+
+    References:
+        Gonzalez (1985), Clustering to minimize the maximum intercluster distance (the start).
+    """
+
+    model: GaussianMixture
+
+    def __call__(self, x: Tensor) -> None:
+        """One run of the guide.
+
+        Args:
+            x: points, shape (N, D).
+        """
+        k, d = self.model.num_components, x.shape[-1]
+        positive = constraints.softplus_positive
+        concentration = pyro.param("weights_concentration", torch.full((k,), x.shape[0] / k), constraint=positive)
+        pyro.sample("weights", dist.Dirichlet(concentration))
+        with pyro.plate("component_k", k):
+            loc = pyro.param("loc_loc", lambda: _far_points(x, k))
+            loc_scale = pyro.param("loc_scale", torch.full((k, d), 0.1), constraint=positive)
+            pyro.sample("loc", dist.Normal(loc, loc_scale).to_event(1))
+            typical = torch.tensor(self.model.spread / k).log()
+            scale = pyro.param("scale_loc", typical.expand(k, d).clone())
+            scale_scale = pyro.param("scale_scale", torch.full((k, d), 0.1), constraint=positive)
+            pyro.sample("scale", dist.LogNormal(scale, scale_scale).to_event(1))
+
+
+def _far_points(x: Tensor, k: int) -> Tensor:
+    """K rows of x, each the one farthest from those before it, shape (K, D)."""
+    chosen = [int((x - x.mean(0)).norm(dim=-1).argmin())]
+    while len(chosen) < k:
+        nearest = torch.cdist(x, x[chosen]).min(dim=-1).values
+        chosen.append(int(nearest.argmax()))
+    return x[chosen].clone()

@@ -1,0 +1,52 @@
+"""A Gaussian mixture with a diagonal covariance for each component."""
+
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+__all__ = ["GaussianMixture"]
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """Points from K Gaussian components, K given.
+
+    weights ~ Dirichlet(concentration, …), loc_k ~ Normal(centre, spread), scale_k ~ LogNormal(log(spread / K), 1),
+    component_i ~ Categorical(weights), x_i ~ Normal(loc_component[i], scale_component[i]) in each column.
+
+    `centre` and `spread` are given, since a prior that looks at the data would count them twice; standardised
+    columns go well with the defaults. A guide that leaves `component` out has it summed out.
+
+    Args:
+        num_components: K.
+        concentration: of the Dirichlet prior on the weights, positive.
+        centre: of the prior on the locations, in the units of the data.
+        spread: scale of the prior on the locations, in the units of the data.
+
+    References:
+        Bishop (2006), Pattern Recognition and Machine Learning, section 9.2 and 10.2.
+    """
+
+    num_components: int
+    concentration: float = 1.0
+    centre: float = 0.0
+    spread: float = 2.0
+
+    def __call__(self, x: Tensor) -> None:
+        """One run of the model.
+
+        Args:
+            x: points, shape (N, D).
+        """
+        k, (n, d) = self.num_components, x.shape
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((k,), self.concentration)))
+        with pyro.plate("component_k", k):
+            loc = pyro.sample("loc", dist.Normal(self.centre, self.spread).expand([d]).to_event(1))
+            typical = torch.tensor(self.spread / k).log()
+            scale = pyro.sample("scale", dist.LogNormal(typical, 1.0).expand([d]).to_event(1))
+        with pyro.plate("point", n) as i:
+            component = pyro.sample("component", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(loc[component], scale[component]).to_event(1), obs=x[i])
