@@ -57,7 +57,9 @@ def radon_varying_intercepts_guide(
 
 def _normal(name: str, loc: Tensor) -> None:
     mean = pyro.param(f"{name}_loc", loc, event_dim=0)
-    scale = pyro.param(f"{name}_scale", torch.full_like(loc, 0.1), constraint=constraints.softplus_positive, event_dim=0)
+    scale = pyro.param(
+        f"{name}_scale", torch.full_like(loc, 0.1), constraint=constraints.softplus_positive, event_dim=0
+    )
     pyro.sample(name, dist.Normal(mean, scale))
 
 

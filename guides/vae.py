@@ -2,10 +2,9 @@
 
 import pyro
 import pyro.distributions as dist
+from ingle.models.vae import VAE, mlp
 from torch import Tensor, nn
 from torch.nn import functional
-
-from ingle.models.vae import VAE, mlp
 
 __all__ = ["VAEGuide"]
 
@@ -37,4 +36,5 @@ class VAEGuide(nn.Module):
     def encode(self, x: Tensor) -> dist.TorchDistribution:
         """The guide's distribution of the codes: x of shape (…, D) gives event shape (latent_dim,)."""
         loc, raw = self.encoder(x).chunk(2, dim=-1)
-        return dist.Normal(loc, functional.softplus(raw) + 1e-4).to_event(1)
+        code: dist.TorchDistribution = dist.Normal(loc, functional.softplus(raw) + 1e-4).to_event(1)
+        return code

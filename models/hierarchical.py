@@ -2,7 +2,6 @@
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 __all__ = ["eight_schools", "eight_schools_centred", "radon_varying_intercepts"]

@@ -58,9 +58,11 @@ class VAE(nn.Module):
         """The distribution of the columns given codes: z of shape (…, latent_dim) gives batch shape (…, D)."""
         out = self.decoder(z)
         if self.likelihood == "bernoulli":
-            return dist.Bernoulli(logits=out)
+            bits: dist.TorchDistribution = dist.Bernoulli(logits=out)
+            return bits
         scale = pyro.param("scale", torch.ones(()), constraint=constraints.softplus_positive)
-        return dist.Normal(out, scale)
+        reals: dist.TorchDistribution = dist.Normal(out, scale)
+        return reals
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:

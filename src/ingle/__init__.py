@@ -13,8 +13,6 @@ from ingle.fit import Fit, fit
 from ingle.svi import SVI
 from ingle.version import __version__
 
-
-
 __all__ = [
     "SVI",
     "DataError",

@@ -126,9 +126,7 @@ class Minibatches:
         self._device = device
         self._orders: dict[str, Tensor] = {}
         self._places = dict.fromkeys(self._sizes, 0)
-        self._generators = {
-            name: torch.Generator().manual_seed(seed + place) for place, name in enumerate(self._sizes)
-        }
+        self._generators = {name: torch.Generator().manual_seed(seed + place) for place, name in enumerate(self._sizes)}
 
     def next(self) -> dict[str, Tensor]:
         """Rows for one step, int64, shape (B,) or shorter at the end of an epoch, for each plate."""

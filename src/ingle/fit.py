@@ -75,11 +75,8 @@ class Fit:
     def params(self) -> dict[str, Tensor]:
         """The trained parameters by name, constrained, detached copies."""
         with self._runtime.numerics():
-            store = pyro.get_param_store()
-            return {
-                name: (store[name] if name in store else leaf).detach().clone()
-                for name, leaf in self._program.leaves().items()
-            }
+            constrained = dict(pyro.get_param_store().items())
+        return {name: constrained.get(name, leaf).detach().clone() for name, leaf in self._program.leaves().items()}
 
     @property
     def elbo(self) -> tuple[float, float, int]:

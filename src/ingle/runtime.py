@@ -28,12 +28,12 @@ def resolve_dtype(dtype: object) -> torch.dtype:
     return dtype
 
 
-def resolve_device(device: object, *, default: torch.device | None = None) -> torch.device:
+def resolve_device(device: str | torch.device | None, *, default: torch.device | None = None) -> torch.device:
     """The device of a fit, tried by allocating nothing on it. Raises `OptionError` where it is not there."""
     if device is None:
         return default if default is not None else torch.get_default_device()
     try:
-        resolved = torch.device(device)  # type: ignore[arg-type]
+        resolved = torch.device(device)
         return torch.empty(0, device=resolved).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         there = "cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))

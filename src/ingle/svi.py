@@ -7,7 +7,7 @@ import pyro.infer
 __all__ = ["SVI"]
 
 
-class SVI(pyro.infer.SVI):  # type: ignore[misc]
+class SVI(pyro.infer.SVI):
     """`pyro.infer.SVI`, from Ingle: an existing script changes one import.
 
     Everything is Pyro's: the constructor, `step`, `evaluate_loss`, `run`, the global parameter store, the global

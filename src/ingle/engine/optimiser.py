@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam
@@ -77,7 +76,8 @@ class _PyroGroup(_Group):
     """The torch optimiser that a Pyro optimiser describes: its options, clipping and schedule for each leaf."""
 
     def __init__(self, described: PyroOptim, label: str) -> None:
-        super().__init__(described.pt_optim_constructor, label)
+        build: Any = described.pt_optim_constructor
+        super().__init__(build, label)
         self._described = described
         self._clips: list[tuple[Tensor, dict[str, Any]]] = []
         self.scheduler: Any = None
@@ -134,9 +134,7 @@ class Optimisers:
         decays: the learning rate is Ingle's to lower, because the user named no optimiser.
     """
 
-    def __init__(
-        self, groups: Mapping[str, _Group], *, guide_steps: int, description: str, decays: bool
-    ) -> None:
+    def __init__(self, groups: Mapping[str, _Group], *, guide_steps: int, description: str, decays: bool) -> None:
         self._groups = dict(groups)
         self.guide_steps = guide_steps
         self.description = description

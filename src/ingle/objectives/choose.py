@@ -48,9 +48,7 @@ def choose(objective: object, program: Program) -> Choice:
         names = ", ".join(program.enumerated or marked)
         enumerating = TraceEnum_ELBO(max_plate_nesting=program.max_plate_nesting)
         return Choice(enumerating, f"{names} summed out")
-    sampled = [
-        site.name for site in program.guide_sites if site.kind != "observed" and not site.reparameterised
-    ]
+    sampled = [site.name for site in program.guide_sites if site.kind != "observed" and not site.reparameterised]
     if sampled:
         return Choice(pyro.infer.TraceGraph_ELBO(), f"score function, {', '.join(sampled)} has no pathwise gradient")
     return Choice(Trace_ELBO(), "every guide site has a pathwise gradient")
@@ -70,6 +68,6 @@ def _given(objective: object, program: Program) -> Any:
     ours = _OURS.get(type(objective))
     if ours is None:
         return objective
-    adopted = ours.__new__(ours)
+    adopted: Any = object.__new__(ours)
     adopted.__dict__.update(vars(objective))
     return adopted

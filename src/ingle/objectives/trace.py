@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["Trace_ELBO"]
 
 
-class Trace_ELBO(pyro.infer.Trace_ELBO):  # type: ignore[misc]
+class Trace_ELBO(pyro.infer.Trace_ELBO):
     """The evidence lower bound by sampling from the guide, with pathwise and score-function gradients.
 
     ELBO = E_q[log p(x, z) - log q(z)], estimated from `num_particles` draws. A guide site without a pathwise

@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["TraceEnum_ELBO"]
 
 
-class TraceEnum_ELBO(pyro.infer.TraceEnum_ELBO):  # type: ignore[misc]
+class TraceEnum_ELBO(pyro.infer.TraceEnum_ELBO):
     """The evidence lower bound with discrete latents summed out exactly.
 
     ELBO = E_q[log sum_k p(x, z, k) - log q(z)]. Sites marked `infer={"enumerate": "parallel"}` and absent from

@@ -21,9 +21,11 @@ from ingle.program.handlers import Watch
 __all__ = ["check_call", "explained"]
 
 _INGLE = Path(__file__).parents[1]
-_NOT_THE_USERS = tuple(
-    str(Path(module.__file__).parent) for module in (torch, pyro, np)
-) + (sysconfig.get_path("stdlib") + "/contextlib", *(str(_INGLE / room) for room in ("program", "engine")))  # fmt: skip
+_NOT_THE_USERS = (
+    *(str(Path(str(module.__file__)).parent) for module in (torch, pyro, np)),
+    *(str(_INGLE / room) for room in ("engine", "objectives", "program", "results", "trust")),
+    sysconfig.get_path("stdlib") + "/contextlib",
+)
 
 # What the message of Pyro or torch holds, and what a user should do then. The first match is told.
 _FIXES = (

@@ -71,7 +71,7 @@ def resolve_guide(
             names = ", ".join(repr(name) for name in get_args(GuideName))
             raise OptionError(f"guide {guide!r} does not exist; a guide by name is one of {names}")
         return _automatic(_CLASSES[guide], guide, model, sites, batched)
-    cls = guide.func if isinstance(guide, functools.partial) else guide
+    cls: Any = guide.func if isinstance(guide, functools.partial) else guide
     if isinstance(cls, type) and issubclass(cls, autoguide.AutoGuide):
         return _automatic(guide, None, model, sites, batched)
     if isinstance(guide, type) or not callable(guide):
@@ -89,7 +89,7 @@ def resolve_guide(
 def _automatic(
     factory: Any, name: str | None, model: Callable[..., Any], sites: Sequence[Site], batched: Sequence[str]
 ) -> GuideRecipe:
-    cls = factory.func if isinstance(factory, functools.partial) else factory
+    cls: Any = factory.func if isinstance(factory, functools.partial) else factory
     latents = [site for site in sites if site.kind == "latent"]
     if not latents:
         raise OptionError(

@@ -16,7 +16,7 @@ from ingle.errors import OptionError
 __all__ = ["Leaves", "ProbeRows", "Rows", "Watch"]
 
 
-class Rows(Messenger):  # type: ignore[misc]
+class Rows(Messenger):
     """Sets the rows of named plates from outside, the same for model and guide.
 
     The plate's size and its N/B scale follow, because Pyro derives both from the rows.
@@ -63,7 +63,7 @@ class ProbeRows(Rows):
         return torch.arange(batch)
 
 
-class Leaves(Messenger):  # type: ignore[misc]
+class Leaves(Messenger):
     """Notes every parameter that is read, as its unconstrained leaf, by name.
 
     A new parameter that starts from a tensor of the user's starts from a copy, since Pyro would train the
@@ -100,7 +100,7 @@ class Leaves(Messenger):  # type: ignore[misc]
         self.by_name[msg["name"]] = value.unconstrained() if leaf is None else leaf
 
 
-class Watch(Messenger):  # type: ignore[misc]
+class Watch(Messenger):
     """Remembers the last sample statement that was reached, for the message of an error."""
 
     def __init__(self) -> None:

@@ -77,12 +77,12 @@ class Program:
     @property
     def observing_model(self) -> Callable[..., Any]:
         """The model, its parameters noted while it runs."""
-        return self.model_leaves(self.model)  # type: ignore[no-any-return]
+        return self.model_leaves(self.model)
 
     @property
     def observing_guide(self) -> Callable[..., Any]:
         """The guide, its parameters noted while it runs."""
-        return self.guide_leaves(self.guide)  # type: ignore[no-any-return]
+        return self.guide_leaves(self.guide)
 
     def leaves(self) -> dict[str, Tensor]:
         """Every parameter of the program by name, unconstrained; the guide's stands where both read one."""
@@ -190,7 +190,7 @@ def _typical(site: Any) -> Any:
     return site["fn"].sample() if site["fn"].support.is_discrete else init_to_median(site)
 
 
-class _Provenance(Messenger):  # type: ignore[misc]
+class _Provenance(Messenger):
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         self.names = names
@@ -261,9 +261,7 @@ def _refuse_name_clash(model: object, guide: object) -> None:
     if not (isinstance(model, torch.nn.Module) and isinstance(guide, torch.nn.Module)):
         return
     ours = dict(model.named_parameters())
-    clash = sorted(
-        name for name, value in guide.named_parameters() if name in ours and ours[name] is not value
-    )
+    clash = sorted(name for name, value in guide.named_parameters() if name in ours and ours[name] is not value)
     prefixes = {getattr(module, "_pyro_name", None) for module in (model, guide)}
     if clash and prefixes == {""}:
         raise ProgramError(

@@ -50,7 +50,9 @@ def posterior(program: Program, n: int, *, predictive: bool = False) -> dict[str
     """
     sites = (*drawn_sites(program), *(predictive_sites(program) if predictive else ()))
     names = [site.name for site in sites]
-    model = _Unobserve([site.name for site in predictive_sites(program)])(program.model) if predictive else program.model
+    model = (
+        _Unobserve([site.name for site in predictive_sites(program)])(program.model) if predictive else program.model
+    )
     data = program.data
 
     def run() -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ def observations(program: Program) -> dict[str, Tensor]:
     return {site.name: trace.nodes[site.name]["value"] for site in predictive_sites(program)}
 
 
-class _Unobserve(Messenger):  # type: ignore[misc]
+class _Unobserve(Messenger):
     """Draws observed sites anew."""
 
     def __init__(self, names: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ingle.errors import OptionError
 from ingle.program import Site
 
-__all__ = ["to_arviz", "summary"]
+__all__ = ["summary", "to_arviz"]
 
 
 def _arviz() -> ModuleType:

@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test long lint bench clean
+
+demo: $(READY)
+	$(BIN)/python examples/quickstart.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+long: $(READY)
+	$(BIN)/python -m pytest --long
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p ingle
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.svi
+
+# Strict, so that mypy sees ingle.models. It links each file, so folders whose list of files changed ask for it again.
+$(READY): pyproject.toml constraints.txt $(shell find src models guides -type d -not -name '__pycache__' -not -name '*.egg-info')
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--config-settings editable_mode=strict --editable '.[examples,lint,test]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build out

@@ -1,0 +1,201 @@
+"""Long NUTS runs on the models that ship with Ingle, summarised for the tests that compare a guide with the posterior.
+
+Each model gets two chains, one after the other, in float64. The means, standard deviations, bulk effective sample
+sizes and R-hats of every latent go to tests/references.json, once the chains of every model agree. From the root of
+the repository, in about a quarter of an hour on one core:
+
+    python -m benchmarks.references
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import arviz
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from ingle.models.hierarchical import eight_schools, radon_varying_intercepts
+from ingle.models.mixture import GaussianMixture
+from pyro.infer import MCMC, NUTS, config_enumerate
+from pyro.infer.autoguide.initialization import init_to_uniform, init_to_value
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "examples" / "data"
+OUTPUT = ROOT / "tests" / "references.json"
+
+MAX_R_HAT = 1.01
+MIN_ESS = 400.0
+
+Draws = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model with its data, and how to sample its posterior.
+
+    Args:
+        name: key of the model in the JSON.
+        model: the Pyro program.
+        data: its keyword arguments.
+        warmup: draws of each chain that adapt the sampler and are dropped.
+        draws: draws of each chain that are kept.
+        seeds: one for each chain.
+        finish: from the draws of one chain to those that are summarised.
+        init_strategy: where a chain starts.
+        max_plate_nesting: needed where the model has a discrete site to sum out.
+        target_accept_prob: of NUTS; higher takes smaller steps.
+    """
+
+    name: str
+    model: Callable[..., Any]
+    data: dict[str, Tensor]
+    warmup: int
+    draws: int
+    seeds: tuple[int, int]
+    finish: Callable[[Draws], Draws] = dict
+    init_strategy: Callable[..., Any] = init_to_uniform
+    max_plate_nesting: int | None = None
+    target_accept_prob: float = 0.8
+
+
+def add_theta(draws: Draws) -> Draws:
+    """Adds the effects of the schools, which NUTS leaves out because their site is deterministic."""
+    theta = draws["mu"].unsqueeze(-1) + draws["tau"].unsqueeze(-1) * draws["eta"]
+    return {**draws, "theta": theta}
+
+
+def order_components(draws: Draws) -> Draws:
+    """Relabels each draw so that component 0 has the larger location in column 0."""
+    order = draws["loc"][..., 0].argsort(dim=-1, descending=True)
+    rows = order.unsqueeze(-1).expand_as(draws["loc"])
+    return {
+        "weights": draws["weights"].gather(-1, order),
+        "loc": draws["loc"].gather(-2, rows),
+        "scale": draws["scale"].gather(-2, rows),
+    }
+
+
+def problems() -> Iterator[Problem]:
+    """The models on the data of the examples."""
+    schools = pd.read_csv(DATA / "eight_schools.csv")
+    yield Problem(
+        name="eight_schools",
+        model=eight_schools,
+        data={name: torch.tensor(schools[name].to_numpy(dtype=np.float64)) for name in ("sigma", "y")},
+        warmup=1000,
+        draws=10000,
+        seeds=(1, 2),
+        finish=add_theta,
+        # Steps of the default size diverge now and then where tau is small.
+        target_accept_prob=0.95,
+    )
+
+    faithful = pd.read_csv(DATA / "old_faithful.csv").to_numpy(dtype=np.float64)
+    x = torch.tensor((faithful - faithful.mean(axis=0)) / faithful.std(axis=0))
+    yield Problem(
+        name="gaussian_mixture",
+        model=config_enumerate(GaussianMixture(2), default="parallel"),
+        data={"x": x},
+        warmup=500,
+        draws=1500,
+        seeds=(3, 4),
+        finish=order_components,
+        init_strategy=init_to_value(values={"loc": torch.tensor([[0.7, 0.7], [-1.25, -1.2]])}),
+        max_plate_nesting=1,
+    )
+
+    radon = pd.read_csv(DATA / "radon.csv")
+    yield Problem(
+        name="radon_varying_intercepts",
+        model=radon_varying_intercepts,
+        data={
+            "county": torch.tensor(radon["county_idx"].to_numpy(dtype=np.int64)),
+            "floor": torch.tensor(radon["floor"].to_numpy(dtype=np.float64)),
+            "log_radon": torch.tensor(radon["log_radon"].to_numpy(dtype=np.float64)),
+        },
+        warmup=500,
+        draws=1500,
+        seeds=(5, 6),
+    )
+
+
+def chain(problem: Problem, seed: int) -> tuple[Draws, int]:
+    """One chain: its draws and how many of them diverged."""
+    pyro.set_rng_seed(seed)
+    pyro.clear_param_store()
+    kernel = NUTS(
+        problem.model,
+        init_strategy=problem.init_strategy,
+        max_plate_nesting=problem.max_plate_nesting,
+        target_accept_prob=problem.target_accept_prob,
+    )
+    mcmc = MCMC(kernel, num_samples=problem.draws, warmup_steps=problem.warmup, num_chains=1, disable_progbar=True)
+    start = time.perf_counter()
+    mcmc.run(**problem.data)
+    divergences = len(mcmc.diagnostics()["divergences"]["chain 0"])
+    seconds = time.perf_counter() - start
+    print(f"{problem.name}, seed {seed}: {seconds:.0f} s, {divergences} divergences", flush=True)
+    return problem.finish(mcmc.get_samples()), divergences
+
+
+def rounded(values: np.ndarray) -> Any:
+    """Nested lists of the shape of `values`, a number where it has none, to 6 significant digits."""
+    return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[np.float64])(values).tolist()
+
+
+def summary(problem: Problem, chains: list[Draws]) -> dict[str, dict[str, Any]]:
+    """The numbers of each site.
+
+    Raises:
+        RuntimeError: the chains disagree or are too short.
+    """
+    draws = {name: torch.stack([c[name] for c in chains]).numpy() for name in chains[0]}
+    dataset = arviz.convert_to_dataset(draws)
+    ess, r_hat = arviz.ess(dataset, method="bulk"), arviz.rhat(dataset)
+    # NumPy's min and max keep a NaN, which then fails the test below; Python's may lose it.
+    least = np.min([ess[name].to_numpy().min() for name in draws])
+    most = np.max([r_hat[name].to_numpy().max() for name in draws])
+    print(f"{problem.name}: ESS at least {least:.0f}, R-hat at most {most:.4f}", flush=True)
+    if not (least > MIN_ESS and most < MAX_R_HAT):
+        raise RuntimeError(f"{problem.name}: give it more draws, its ESS is {least:.0f} and its R-hat {most:.4f}")
+    return {
+        name: {
+            "mean": rounded(values.mean(axis=(0, 1))),
+            "sd": rounded(values.std(axis=(0, 1), ddof=1)),
+            "ess": rounded(ess[name].to_numpy()),
+            "r_hat": rounded(r_hat[name].to_numpy()),
+        }
+        for name, values in draws.items()
+    }
+
+
+def main() -> None:
+    """Samples each model in turn and writes the summaries."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    result: dict[str, Any] = {
+        "versions": {"torch": torch.__version__, "pyro": pyro.__version__},
+        "warmup": {},
+        "draws": {},
+        "seeds": {},
+        "divergences": {},
+        "models": {},
+    }
+    for problem in problems():
+        runs = [chain(problem, seed) for seed in problem.seeds]
+        result["warmup"][problem.name] = problem.warmup
+        result["draws"][problem.name] = problem.draws
+        result["seeds"][problem.name] = problem.seeds
+        result["divergences"][problem.name] = [divergences for _, divergences in runs]
+        result["models"][problem.name] = summary(problem, [draws for draws, _ in runs])
+    OUTPUT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
