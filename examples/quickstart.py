@@ -121,7 +121,7 @@ def draw_predictive(posterior: Any, path: Path) -> None:
         axes.plot(places, observed, "o", color="black", label="observed")
         axes.set_xticks(places, observed[observed.dims[0]].to_numpy())
         axes.set(xlabel=observed.dims[0], ylabel=name, title="posterior predictive")
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(axes.figure)
 

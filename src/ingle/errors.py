@@ -76,7 +76,7 @@ class TrainedModuleWarning(IngleWarning):
 
 def warn(message: str, category: type[IngleWarning]) -> None:
     """Warn at the line of the caller's that led here: the first frame that is not Ingle's own."""
-    depth, frame = 1, sys._getframe(1)
+    depth, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         depth, frame = depth + 1, frame.f_back
     warnings.warn(message, category, stacklevel=depth)

@@ -64,7 +64,7 @@ class ProbeRows(Rows):
 
 
 class Leaves(Messenger):
-    """Notes every parameter that is read, as its unconstrained leaf, by name.
+    """Notes every parameter that is read, as its unconstrained leaf, by the first name that it is read under.
 
     A new parameter that starts from a tensor of the user's starts from a copy, since Pyro would train the
     user's own tensor, and the next fit would start where this one ended. Parameters of modules are trained in
@@ -75,6 +75,7 @@ class Leaves(Messenger):
         super().__init__()
         self.dtype, self.device = dtype, device
         self.by_name: dict[str, Tensor] = {}
+        self._names: dict[int, str] = {}
 
     def _pyro_param(self, msg: Any) -> None:
         if len(msg["args"]) < 2 or msg["name"] in pyro.get_param_store():
@@ -97,7 +98,14 @@ class Leaves(Messenger):
     def _pyro_post_param(self, msg: Any) -> None:
         value = msg["value"]
         leaf = getattr(value, "_pyro_unconstrained_param", None)  # inside a subsampled plate
-        self.by_name[msg["name"]] = value.unconstrained() if leaf is None else leaf
+        leaf = value.unconstrained() if leaf is None else leaf
+        name = self._names.setdefault(id(leaf), msg["name"])  # a module inside a module is read under both names
+        self.by_name[name] = leaf
+
+    def forget(self) -> None:
+        """Start from nothing again."""
+        self.by_name.clear()
+        self._names.clear()
 
 
 class Watch(Messenger):

@@ -155,7 +155,7 @@ def build_program(
     )
     with runtime.trial():
         set_guide(program)
-    guide_leaves.by_name.clear()
+    guide_leaves.forget()
     if not program.latents and not model_leaves.by_name:
         raise ProgramError(
             "the model has no latent sample site and no parameter, so there is nothing to fit: "

@@ -57,17 +57,19 @@ def _variance_of_mean(losses: NDArray[np.float64]) -> float:
 class Plateau:
     """Stops once the smoothed ELBO has levelled off at the last of several learning rates.
 
-    Every 500 steps the last half of the steps at this learning rate (1,000 to 4,000 of them) is looked at: where
-    its second half is no better than its first by more than noise, the learning rate is lowered to 0.3 of itself, or,
-    after the last, the fit stops. Where the learning rate is the user's, the first plateau is the last.
+    Every 500 steps the last two thirds of the steps at this learning rate are looked at. They are level where their
+    second half is no better than their first by more than noise, and where the noise is small enough to tell (a
+    standard error of 0.05 nats) or there were steps enough (4,000 at the first learning rate, 1,000 at the others).
+    Then the learning rate is lowered to 0.3 of itself, or, after the last, the fit stops.
 
     Args:
-        decays: lower the learning rate `LEVELS - 1` times; otherwise stop at the first plateau.
+        decays: lower the learning rate `LEVELS - 1` times; where it is the user's, the first plateau is the last.
     """
 
     EVERY = 500
     LEVELS = 4
     FACTOR = 0.3
+    SE = 0.05
     MAX_STEPS = 50_000
 
     def __init__(self, *, decays: bool) -> None:
@@ -79,8 +81,9 @@ class Plateau:
         """Decide from all losses so far, shape (steps,)."""
         here = len(losses) - self._since
         if here >= 2 * self.EVERY and here % self.EVERY == 0:
-            window = min(max(here // 2, 2 * self.EVERY), 8 * self.EVERY)
-            if not trend(losses[-window:]).falling:
+            found = trend(losses[-2 * here // 3 :])
+            enough = here >= (8 if self._level == 1 else 2) * self.EVERY
+            if not found.falling and (enough or found.se <= self.SE):
                 if self._level == self._levels:
                     return Decision.STOP
                 self._level += 1
