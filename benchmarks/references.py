@@ -2,7 +2,7 @@
 
 Each model gets two chains, one after the other, in float64. The means, standard deviations, bulk effective sample
 sizes and R-hats of every latent go to tests/references.json, once the chains of every model agree. From the root of
-the repository, in about a quarter of an hour on one core:
+the repository, in about twenty minutes on one core:
 
     python -m benchmarks.references
 """
@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
-from ingle.models.hierarchical import eight_schools, radon_varying_intercepts
-from ingle.models.mixture import GaussianMixture
 from pyro.infer import MCMC, NUTS, config_enumerate
 from pyro.infer.autoguide.initialization import init_to_uniform, init_to_value
 from torch import Tensor
+
+from ingle.models.hierarchical import eight_schools, radon_varying_intercepts
+from ingle.models.mixture import GaussianMixture
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "examples" / "data"

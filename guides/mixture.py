@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
-from ingle.models.mixture import GaussianMixture
 from pyro.distributions import constraints
 from torch import Tensor
+
+from ingle.models.mixture import GaussianMixture
 
 __all__ = ["GaussianMixtureGuide"]
 

@@ -2,9 +2,10 @@
 
 import pyro
 import pyro.distributions as dist
-from ingle.models.vae import VAE, mlp
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ingle.models.vae import VAE, mlp
 
 __all__ = ["VAEGuide"]
 

@@ -58,21 +58,37 @@ def test_conjugate_normal(guide: Any, where: dict[str, Any]) -> None:
     assert_like(fit.draws(20_000)["mu"], float(Y.sum()) / precision, precision**-0.5)
 
 
-def test_beta_binomial(where: dict[str, Any]) -> None:
-    def model(heads: Tensor) -> None:
-        p = pyro.sample("p", dist.Beta(2.0, 3.0))
-        with pyro.plate("toss", len(heads)):
-            pyro.sample("heads", dist.Bernoulli(p), obs=heads)
+def beta_binomial(heads: Tensor) -> None:
+    p = pyro.sample("p", dist.Beta(2.0, 3.0))
+    with pyro.plate("toss", len(heads)):
+        pyro.sample("heads", dist.Bernoulli(p), obs=heads)
 
+
+HEADS = torch.tensor([1.0] * 14 + [0.0] * 6)
+
+
+@pytest.mark.parametrize("steps", [2_000, pytest.param(None, marks=pytest.mark.long)])
+def test_beta_binomial(steps: int | None, where: dict[str, Any]) -> None:
     def guide(heads: Tensor) -> None:
         a = pyro.param("a", torch.tensor(2.0), constraint=constraints.positive)
         b = pyro.param("b", torch.tensor(2.0), constraint=constraints.positive)
         pyro.sample("p", dist.Beta(a, b))
 
-    heads = torch.tensor([1.0] * 14 + [0.0] * 6)
     exact = torch.distributions.Beta(16.0, 9.0)
-    fit = ingle.fit(model, guide, {"heads": heads}, steps=3_000, **where)
+    objective = pyro.infer.Trace_ELBO(num_particles=30, vectorize_particles=True)
+    fit = ingle.fit(beta_binomial, guide, {"heads": HEADS}, objective=objective, steps=steps, **where)
     assert_like(fit.draws(20_000)["p"], float(exact.mean), float(exact.stddev))
+
+
+def test_exact_guide_gives_the_evidence_at_every_draw(device: torch.device) -> None:
+    def guide(heads: Tensor) -> None:
+        pyro.sample("p", dist.Beta(2.0 + heads.sum(), 3.0 + (1 - heads).sum()))
+
+    def log_beta(a: float, b: float) -> float:
+        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+    fit = ingle.fit(beta_binomial, guide, HEADS, steps=20, device=device, dtype=torch.float64)
+    np.testing.assert_allclose(-fit.losses, log_beta(16, 9) - log_beta(2, 3), rtol=1e-9)
 
 
 def test_correlated_regression(where: dict[str, Any]) -> None:
@@ -358,7 +374,9 @@ def test_discrete_latent_left_out_is_summed_out(where: dict[str, Any]) -> None:
 
     grid = torch.linspace(1e-4, 1 - 1e-4, 20_001).double()
     low, high = (torch.distributions.Normal(m, 1.0).log_prob(y.double()).exp() for m in (-2.0, 2.0))
-    density = grid * (1 - grid) * torch.stack([grid * b + (1 - grid) * a for a, b in zip(low, high, strict=True)]).prod(0)
+    density = (
+        grid * (1 - grid) * torch.stack([grid * b + (1 - grid) * a for a, b in zip(low, high, strict=True)]).prod(0)
+    )
     density = density / density.sum()
     mean = float((grid * density).sum())
     sd = float(((grid - mean) ** 2 * density).sum().sqrt())
@@ -380,8 +398,9 @@ def test_discrete_latent_in_the_guide_takes_the_score_function() -> None:
     def guide(y: Tensor) -> None:
         pyro.sample("k", dist.Bernoulli(pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)))
 
-    fit = ingle.fit(model, guide, Y, optim=functools.partial(torch.optim.Adam, lr=0.03), steps=600)
-    assert fit.objective == "TraceGraph_ELBO"
+    assert ingle.fit(model, guide, Y, steps=2).objective == "TraceGraph_ELBO"
+    objective = pyro.infer.TraceGraph_ELBO(num_particles=50, vectorize_particles=True)
+    fit = ingle.fit(model, guide, Y, objective=objective, optim=functools.partial(torch.optim.Adam, lr=0.02), steps=300)
     log_odds = math.log(0.3 / 0.7) + float((-0.5 * (Y - 1) ** 2 + 0.5 * Y**2).sum() / 4)
     exact = 1 / (1 + math.exp(-log_odds))
     assert float(fit.params["p"]) == pytest.approx(exact, abs=0.05)

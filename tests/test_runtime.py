@@ -36,10 +36,14 @@ def test_scope_sets_and_restores() -> None:
 def test_scope_restores_after_an_error_and_keeps_parameters(error: type[BaseException]) -> None:
     before = global_state()
     inside = runtime()
-    with pytest.raises(error), inside.scope():
+
+    def use() -> None:
         pyro.param("a", torch.zeros(2))
         np.random.rand()
         raise error
+
+    with pytest.raises(error), inside.scope():
+        use()
     assert global_state() == before
     assert list(inside.parameters["params"]) == ["a"]
 

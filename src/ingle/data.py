@@ -10,11 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ingle.errors import DataError, OptionError
+from ingle.errors import DataError, OptionError, positive_integer
 
 __all__ = ["Data", "Minibatches", "read"]
 
 _INDEX_KINDS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
+
+_HINTS = {
+    "UST": "; labels become numbers by pandas.factorize",
+    "Mm": "; times become numbers by (t - t.min()) / numpy.timedelta64(1, 'D')",
+    "O": "; labels become numbers by pandas.factorize, and a missing value or rows of different length are no number",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Data:
         def move(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+            moved = value.detach().to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+            return moved.clone() if moved.is_inference() else moved
 
         return Data(tuple(map(move, self.args)), {name: move(value) for name, value in self.kwargs.items()})
 
@@ -92,16 +99,24 @@ def _is_table(value: object) -> bool:
 def _tensor(value: Any, name: str) -> Any:
     if isinstance(value, Tensor) or not _is_array(value):
         return value
-    array = np.asarray(value)
-    if array.dtype.kind not in "biufc":
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise DataError(
-            f"{name} has dtype {array.dtype}, which holds no numbers that torch could take"
-            + ("; labels become numbers by pandas.factorize" if array.dtype.kind in "OUST" else "")
-            + ("; an array of object dtype often hides a missing value or rows of different length"
-               if array.dtype.kind == "O" else "")
-        )  # fmt: skip
+            f"{name} is a masked array, and its mask would be lost: pass the values and the mask as two arguments, "
+            "and give the mask to pyro.sample(…, obs_mask=mask)"
+        )
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} is a {type(value).__name__}, which makes no array: {error}") from error
+    if array.dtype.kind not in "biufc":
+        hint = next((hint for kinds, hint in _HINTS.items() if array.dtype.kind in kinds), "")
+        raise DataError(f"{name} has dtype {array.dtype}, which holds no numbers that torch could take{hint}")
     if array.dtype.kind in "iu" and array.dtype not in _INDEX_KINDS:
+        if array.size and array.max() > np.iinfo(np.int64).max:
+            raise DataError(f"{name} holds integers past 2**63 - 1, the largest that torch takes")
         array = array.astype(np.int64)
+    if array.dtype in (np.longdouble, np.clongdouble):
+        array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
     array = array.astype(array.dtype.newbyteorder("="))  # a copy: ours is writable, and the user's stays theirs
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
@@ -162,7 +177,4 @@ def resolve_batch_size(batch_size: object) -> dict[str, int]:
         return {}
     if not isinstance(batch_size, Mapping):
         raise OptionError(f'batch_size names its plate, as in {{"data": 100}}; got {batch_size!r}')
-    for name, size in batch_size.items():
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise OptionError(f"batch_size[{name!r}] must be a positive integer, got {size!r}")
-    return {str(name): int(size) for name, size in batch_size.items()}
+    return {str(name): positive_integer(f"batch_size[{name!r}]", size) for name, size in batch_size.items()}

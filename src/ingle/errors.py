@@ -7,7 +7,9 @@ keeps the error of Pyro or torch that it translates as its `__cause__`.
     ├── DataError (ValueError)        what was handed over as data cannot be used, or does not fit the model's call
     ├── OptionError (ValueError)      an option of Ingle has a value that it cannot take
     ├── ProgramError (ValueError)     the model or the guide raised, or the two do not belong together
-    └── NonFiniteError (ArithmeticError)   a loss, gradient or parameter became NaN or infinite; carries the `fit`
+    └── NonFiniteError (ArithmeticError)   a loss, gradient or parameter became NaN or infinite
+
+A `ProgramError` or `NonFiniteError` that ends a fit after it began carries the `step` and the `fit` so far.
 
     IngleWarning (UserWarning)
     └── TrainedModuleWarning          a module that another fit has trained is trained on
@@ -17,8 +19,9 @@ from __future__ import annotations
 
 import sys
 import warnings
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ingle.fit import Fit
@@ -48,22 +51,30 @@ class OptionError(IngleError, ValueError):
     """An option of Ingle has a value that it cannot take."""
 
 
-class ProgramError(IngleError, ValueError):
-    """The model or the guide raised an error, or the two do not belong together."""
-
-
-class NonFiniteError(IngleError, ArithmeticError):
-    """A loss, a gradient or a parameter became NaN or infinite.
+class _FitEndedError(IngleError):
+    """An error that may end a fit after it began.
 
     Attributes:
-        step: the step at which it happened, counted from 0.
-        fit: the fit as it was before that step, every parameter finite; None where no step had been taken.
+        step: the step at which it happened, counted from 0; None before the first.
+        fit: the fit as it was before that step, which may have taken no step; None before the first.
     """
 
-    def __init__(self, message: str, *, step: int, fit: Fit | None = None) -> None:
+    def __init__(self, message: str, *, step: int | None = None, fit: Fit | None = None) -> None:
         super().__init__(message)
         self.step = step
         self.fit = fit
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without the fit, which holds the user's functions."""
+        return type(self), self.args, {"step": self.step, "fit": None}
+
+
+class ProgramError(_FitEndedError, ValueError):
+    """The model or the guide raised an error, or the two do not belong together."""
+
+
+class NonFiniteError(_FitEndedError, ArithmeticError):
+    """A loss, a gradient or a parameter became NaN or infinite."""
 
 
 class IngleWarning(UserWarning):
@@ -72,6 +83,13 @@ class IngleWarning(UserWarning):
 
 class TrainedModuleWarning(IngleWarning):
     """A module that another fit has trained is about to be trained on."""
+
+
+def positive_integer(name: str, value: object) -> int:
+    """An option that counts something. Raises `OptionError` for anything but an integer of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        raise OptionError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
 
 
 def warn(message: str, category: type[IngleWarning]) -> None:

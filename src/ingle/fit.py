@@ -19,18 +19,26 @@ from torch import Tensor
 from ingle import results
 from ingle.data import read, resolve_batch_size
 from ingle.engine import EagerEngine, Optimisers, State, resolve_optimisers
-from ingle.errors import IngleWarning, NonFiniteError, OptionError, TrainedModuleWarning, warn
+from ingle.errors import (
+    IngleError,
+    IngleWarning,
+    OptionError,
+    ProgramError,
+    TrainedModuleWarning,
+    positive_integer,
+    warn,
+)
 from ingle.objectives import Choice, choose
 from ingle.program import GuideName, Program, build_program
 from ingle.progress import Progress
 from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
-from ingle.trust import Decision, Plateau, best_start, find_nonfinite
+from ingle.trust import Decision, Plateau, best_start, find_fault, nonfinite_parameter
 from ingle.version import __version__
 
 __all__ = ["Fit", "fit"]
 
 Compile = Literal["auto", "off", "full"]
-Stopped = Literal["steps", "plateau", "budget", "interrupted", "non-finite"]
+Stopped = Literal["steps", "plateau", "budget", "interrupted", "failed"]
 
 _CALL = 50  # steps between two looks: a copy of the state before, losses to the host after
 
@@ -45,7 +53,7 @@ class Fit:
     Attributes:
         losses: the loss (negative ELBO) of each step, in nats, float64, shape (steps,).
         stopped: "steps" (all that were asked for), "plateau" (the rule on the smoothed ELBO), "budget" (the most
-            that a fit takes by itself), "interrupted" (Ctrl-C) or "non-finite" (found on a `NonFiniteError`).
+            that a fit takes by itself), "interrupted" (Ctrl-C) or "failed" (found on the error that says why).
         steps: how many were taken.
         seconds: of wall-clock time that the steps took.
         model: as it was given.
@@ -104,12 +112,13 @@ class Fit:
 
         Returns:
             For each site a tensor of shape (n, *site shape), in the dtype and on the device of the fit, with all
-            rows of every plate. Latents that are summed out are not drawn.
+            rows of every plate. Latents that are summed out are not drawn. All draws go through the program
+            together, so Python of its own (a counter, a print) runs once for many draws.
 
         Raises:
             OptionError: n below 1.
         """
-        _positive("n", n)
+        positive_integer("n", n)
         with self._runtime.scope(None if seed is None else resolve_seed(seed)):
             return results.posterior(self._program, n)
 
@@ -133,13 +142,13 @@ class Fit:
         Raises:
             OptionError: draws below 1, labels of another length, names that are not there.
         """
-        _positive("draws", draws)
+        positive_integer("draws", draws)
         program = self._program
         with self._runtime.scope():
             drawn = results.posterior(program, draws, predictive=True)
             observed = results.observations(program)
         groups = {
-            "posterior": {site.name: drawn[site.name] for site in results.drawn_sites(program)},
+            "posterior": {name: value for name, value in drawn.items() if name not in observed},
             "posterior_predictive": {name: drawn[name] for name in observed},
             "observed_data": observed,
         }
@@ -210,7 +219,9 @@ def fit(
     Raises:
         DataError, OptionError: something was handed over that cannot be used.
         ProgramError: model or guide raised, or they do not belong together.
-        NonFiniteError: a loss, gradient or parameter became NaN or infinite; its `fit` is the last finite state.
+        NonFiniteError: a loss, gradient or parameter became NaN or infinite.
+
+        An error that ends a fit after it began has the fit up to then, every parameter finite, as its `fit`.
 
     References:
         Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference.
@@ -267,6 +278,9 @@ class _Run:
     def train(self, steps: int | None, bar: Progress) -> Stopped:
         """Advance until the steps are done, the rule says stop, or Ctrl-C."""
         _warn_of_trained(self.program)
+        bad = nonfinite_parameter(self.program.leaves())
+        if bad is not None:
+            raise ProgramError(f"parameter {bad} is not finite before the first step: start it from a number")
         rule = Plateau(decays=self.optimisers.decays)
         start = time.perf_counter()
         before = self.engine.capture()
@@ -274,9 +288,7 @@ class _Run:
             while steps is None or len(self.losses) < steps:
                 before = self.engine.capture()
                 call = _CALL if steps is None else min(_CALL, steps - len(self.losses))
-                losses = self.engine.advance(call).double().tolist()
-                if not all(map(math.isfinite, losses)) or not self._finite_parameters():
-                    raise self._nonfinite(before, call, start)
+                losses = self._advance(before, call, start)
                 self.losses.extend(losses)
                 self.seconds = time.perf_counter() - start
                 bar.advance(losses)
@@ -290,6 +302,24 @@ class _Run:
                 self.engine.restore(before)
             return "interrupted"
         return "steps"
+
+    def _advance(self, before: State, steps: int, start: float) -> list[float]:
+        """The losses of one call, all finite; otherwise the error that says what broke it, with the fit so far."""
+        cause, bad = None, None
+        try:
+            losses: list[float] = self.engine.advance(steps).double().tolist()
+            bad = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
+            if bad is None and nonfinite_parameter(self.program.leaves()) is None:
+                return losses
+        except IngleError:
+            raise
+        except Exception as error:  # model and guide are the user's, and may raise anything
+            cause = error
+        fault, good = find_fault(self.engine, before, steps, seen=bad, raised=cause is not None)
+        self.losses.extend(good)
+        self.seconds = time.perf_counter() - start
+        fault.fit = self.result("failed")
+        raise fault from (fault.__cause__ or cause)
 
     def finish(self) -> None:
         """Replace the guide where its recipe says so, by the Laplace approximation for one."""
@@ -327,21 +357,6 @@ class _Run:
             _runtime=self.runtime,
         )
 
-    def _finite_parameters(self) -> bool:
-        leaves = [leaf.detach() for leaf in self.program.leaves().values() if leaf.is_floating_point()]
-        return not leaves or bool(torch.stack([leaf.isfinite().all() for leaf in leaves]).all())
-
-    def _nonfinite(self, before: State, steps: int, start: float) -> NonFiniteError:
-        fault, losses = find_nonfinite(self.engine, before, steps)
-        self.losses.extend(losses)
-        self.seconds = time.perf_counter() - start
-        step = len(self.losses)
-        return NonFiniteError(
-            f"step {step}: {fault}. The fit as it was before that step is the `fit` of this error",
-            step=step,
-            fit=self.result("non-finite"),
-        )
-
 
 def _warn_of_trained(program: Program) -> None:
     parameters = {name: leaf for name, leaf in program.leaves().items() if isinstance(leaf, torch.nn.Parameter)}
@@ -359,15 +374,10 @@ def _warn_of_trained(program: Program) -> None:
 
 def _options(steps: object, compile: object, progress: object) -> None:
     if steps is not None:
-        _positive("steps", steps)
-    if compile not in get_args(Compile):
+        positive_integer("steps", steps)
+    if not isinstance(compile, str) or compile not in get_args(Compile):
         raise OptionError(f"compile must be one of {', '.join(map(repr, get_args(Compile)))}, got {compile!r}")
     if compile == "full":
         raise OptionError("compile='full' asks for a compiled engine, which this version does not have; use 'auto'")
-    if progress not in (None, True, False):
+    if progress is not None and not isinstance(progress, bool):
         raise OptionError(f"progress must be True, False or None, got {progress!r}")
-
-
-def _positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise OptionError(f"{name} must be a positive integer, got {value!r}")

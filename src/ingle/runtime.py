@@ -18,12 +18,20 @@ import torch
 
 from ingle.errors import OptionError
 
-__all__ = ["RandomState", "Runtime", "private_parameters", "resolve_device", "resolve_dtype", "resolve_seed"]
+__all__ = [
+    "RandomState",
+    "Runtime",
+    "private_parameters",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_seed",
+    "validation",
+]
 
 
 def resolve_dtype(dtype: object) -> torch.dtype:
-    """The floating dtype of a fit. Raises `OptionError` for anything else."""
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    """The floating dtype of a fit, of 16, 32 or 64 bits. Raises `OptionError` for anything else."""
+    if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16) or not isinstance(dtype, torch.dtype):
         raise OptionError(f"dtype must be a floating torch dtype such as torch.float32, got {dtype!r}")
     return dtype
 
@@ -33,8 +41,9 @@ def resolve_device(device: str | torch.device | None, *, default: torch.device |
     if device is None:
         return default if default is not None else torch.get_default_device()
     try:
-        resolved = torch.device(device)
-        return torch.empty(0, device=resolved).device
+        resolved = torch.empty(1, device=torch.device(device))
+        float(resolved.sum())  # the meta device allocates, but holds no numbers
+        return resolved.device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         there = "cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
         raise OptionError(f"device {device!r} cannot be used on this machine, which has: {there}") from error
@@ -90,6 +99,17 @@ def private_parameters(state: dict[str, Any]) -> Iterator[None]:
         store.set_state(outside)
 
 
+@contextmanager
+def validation(on: bool) -> Iterator[None]:
+    """Pyro's and torch's checks of a program on or off inside, and each as it was outside.
+
+    `pyro.validation_enabled` takes the four flags for one, and sets them all alike on the way out.
+    """
+    flags = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
+    with pyro.settings.context(**dict.fromkeys(flags, on)):
+        yield
+
+
 def empty_parameters() -> dict[str, Any]:
     """The state of a parameter store that holds nothing."""
     return {"params": {}, "constraints": {}}
@@ -120,8 +140,8 @@ class Runtime:
     def scope(self, seed: int | None = None) -> Iterator[None]:
         """Everything of the fit inside; everything of the user's, untouched, outside.
 
-        Beside `numerics`, the random states start from a seed, and validation is off; whoever wants a checked run
-        turns it on around that run.
+        Beside `numerics`, the random states start from a seed, gradients are recorded, and validation is off;
+        whoever wants a checked run turns it on around that run.
 
         Args:
             seed: of the random states inside; the fit's own where None.
@@ -130,7 +150,9 @@ class Runtime:
         with ExitStack() as stack:
             stack.callback(outside.restore)
             stack.enter_context(self.numerics())
-            stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(validation(False))
             self.reseed(seed)
             yield
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from ingle.data import Minibatches
 from ingle.engine.optimiser import Optimisers
 from ingle.engine.protocol import State
-from ingle.program import Program, explained
-from ingle.runtime import RandomState, Runtime
+from ingle.program import Program
+from ingle.runtime import RandomState, Runtime, validation
 
 __all__ = ["EagerEngine"]
 
@@ -39,7 +38,7 @@ class EagerEngine:
 
     def _advance(self) -> Tensor:
         if self.step == 0:
-            with pyro.validation_enabled(True), explained("pair", self.program.data):
+            with validation(True), self.program.explained("model or guide"):
                 loss = self.differentiate()
         else:
             loss = self.differentiate()

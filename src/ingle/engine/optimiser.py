@@ -13,7 +13,7 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from ingle.errors import OptionError
+from ingle.errors import OptionError, positive_integer
 
 __all__ = ["DEFAULT_LR", "Optimisers", "resolve_optimisers"]
 
@@ -24,7 +24,7 @@ _FINAL_SHARE = 0.05  # of the default learning rate, reached at the last of a gi
 class _Group:
     """One torch optimiser over all leaves of a side; leaves that appear later join it."""
 
-    def __init__(self, build: Callable[[list[Any]], torch.optim.Optimizer], label: str) -> None:
+    def __init__(self, build: Callable[..., Any], label: str) -> None:
         self._build = build
         self._label = label
         self.optimiser: torch.optim.Optimizer | None = None
@@ -32,28 +32,43 @@ class _Group:
 
     def step(self, leaves: Mapping[str, Tensor]) -> None:
         self._join(leaves)
-        if self.optimiser is not None:
+        if self.optimiser is None:
+            return
+        try:
             self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise OptionError(f"{self._label}: {type(self.optimiser).__name__} cannot take a step: {error}") from error
+        self.optimiser.zero_grad(set_to_none=True)
 
     def _join(self, leaves: Mapping[str, Tensor]) -> None:
         fresh = {name: leaf for name, leaf in leaves.items() if self._known.get(name) is not leaf}
         if not fresh:
             return
-        entries = self._entries(fresh)
-        if self.optimiser is None:
-            self.optimiser = self._checked(self._build(entries))
-        else:
-            for entry in entries:
-                self.optimiser.add_param_group(entry if isinstance(entry, dict) else {"params": [entry]})
+        try:
+            entries = self._entries(fresh)
+            if self.optimiser is None:
+                self.optimiser = self._checked(self._build(entries))
+                self._built()
+            else:
+                for entry in entries:
+                    self.optimiser.add_param_group(entry if isinstance(entry, dict) else {"params": [entry]})
+        except OptionError:
+            raise
+        except Exception as error:  # the callable is the user's, and may raise anything
+            raise OptionError(f"{self._label} cannot be built: {type(error).__name__}: {error}") from error
         self._known.update(fresh)
 
     def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
         return list(fresh.values())
 
+    def _built(self) -> None:
+        """What else begins with the optimiser."""
+
     def _checked(self, optimiser: object) -> torch.optim.Optimizer:
         if isinstance(optimiser, torch.optim.LBFGS):
             raise OptionError(f"{self._label}: LBFGS evaluates the loss several times a step, which SVI does not offer")
+        if isinstance(optimiser, PyroOptim):
+            raise OptionError(f'{self._label} is Pyro\'s, which takes its options first, as in Adam({{"lr": 0.01}})')
         if not isinstance(optimiser, torch.optim.Optimizer):
             raise OptionError(f"{self._label} must build a torch.optim.Optimizer, it built {type(optimiser).__name__}")
         return optimiser
@@ -80,7 +95,7 @@ class _PyroGroup(_Group):
         super().__init__(build, label)
         self._described = described
         self._clips: list[tuple[Tensor, dict[str, Any]]] = []
-        self.scheduler: Any = None
+        self._scheduler: Any = None
 
     def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
         described: Any = self._described
@@ -96,8 +111,13 @@ class _PyroGroup(_Group):
                     group["params"].append(leaf)
                     break
             else:
+                described.pt_optim_constructor([leaf], **options)  # refuses what a group of its own would let pass
                 groups.append({"params": [leaf], **options})
         return groups
+
+    def _built(self) -> None:
+        if isinstance(self._described, PyroLRScheduler):
+            self._scheduler = self._described.pt_scheduler_constructor(self.optimiser, **self._described.kwargs)
 
     def step(self, leaves: Mapping[str, Tensor]) -> None:
         self._join(leaves)
@@ -108,21 +128,19 @@ class _PyroGroup(_Group):
                 if clip.get("clip_value") is not None:
                     clip_grad_value_(leaf, clip["clip_value"])
         super().step(leaves)
-        if isinstance(self._described, PyroLRScheduler) and self.optimiser is not None:
-            if self.scheduler is None:
-                self.scheduler = self._described.pt_scheduler_constructor(self.optimiser, **self._described.kwargs)
-            self.scheduler.step()
+        if self._scheduler is not None:
+            self._scheduler.step()
 
     def capture(self) -> Any:
-        state = super().capture()
-        return state, None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict())
+        schedule = None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict())
+        return super().capture(), schedule
 
     def restore(self, state: Any) -> None:
         super().restore(state[0])
         if state[1] is None:
-            self.scheduler = None
-        else:
-            self.scheduler.load_state_dict(copy.deepcopy(state[1]))
+            self._scheduler = None
+        elif self._scheduler is not None:
+            self._scheduler.load_state_dict(copy.deepcopy(state[1]))
 
 
 class Optimisers:
@@ -182,29 +200,30 @@ def resolve_optimisers(optim: object, *, guide_steps: object, steps: int | None)
     Raises:
         OptionError: for an optimiser that is already built, or anything else.
     """
-    if isinstance(guide_steps, bool) or not isinstance(guide_steps, int) or guide_steps < 1:
-        raise OptionError(f"guide_steps must be a positive integer, got {guide_steps!r}")
+    repeats = positive_integer("guide_steps", guide_steps)
     sides: dict[str, object] = {"both": optim}
     if isinstance(optim, Mapping):
         if set(optim) != {"model", "guide"}:
             raise OptionError(f'optim as a mapping has the keys "model" and "guide", got {sorted(map(str, optim))}')
         sides = dict(optim)
-    elif guide_steps > 1:
+    elif repeats > 1:
         sides = {"model": optim, "guide": optim}
     decay = 1.0 if steps is None else _FINAL_SHARE ** (1 / steps)
     groups = {side: _group(given, "optim" if side == "both" else f"optim[{side!r}]", decay)
               for side, given in sides.items()}  # fmt: skip
     names = {side: _name(given, steps) for side, given in sides.items()}
     description = names["both"] if "both" in names else f"model {names['model']}, guide {names['guide']}"
-    if guide_steps > 1:
-        description += f", {guide_steps} guide steps for each of the model"
-    return Optimisers(groups, guide_steps=guide_steps, description=description, decays=optim is None)
+    if repeats > 1:
+        description += f", {repeats} guide steps for each of the model"
+    return Optimisers(groups, guide_steps=repeats, description=description, decays=optim is None)
 
 
 def _group(given: object, label: str, decay: float) -> _Group:
     if given is None:
         return _Group(lambda leaves: ClippedAdam(leaves, lr=DEFAULT_LR, lrd=decay), label)
     if isinstance(given, PyroOptim):
+        if getattr(given, "pt_scheduler_constructor", None) is torch.optim.lr_scheduler.ReduceLROnPlateau:
+            raise OptionError(f"{label}: ReduceLROnPlateau wants a metric at each step, which SVI does not offer")
         return _PyroGroup(given, label)
     if isinstance(given, torch.optim.Optimizer):
         raise OptionError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import pyro
 import torch
 
 from ingle.data import Data
-from ingle.errors import DataError, IngleError, ProgramError
+from ingle.errors import DataError, IngleError, OptionError, ProgramError
+from ingle.program.fixes import likely_fix
 from ingle.program.handlers import Watch
 
 __all__ = ["check_call", "explained"]
@@ -27,52 +28,36 @@ _NOT_THE_USERS = (
     sysconfig.get_path("stdlib") + "/contextlib",
 )
 
-# What the message of Pyro or torch holds, and what a user should do then. The first match is told.
-_FIXES = (
-    (
-        "shape mismatch inside plate",
-        "the plate has another number of rows than the value inside it: give the plate the length of the data, "
-        "and under batch_size index every tensor by the plate's rows, `with pyro.plate(…) as i: … x[i]`",
-    ),
-    (
-        "invalid log_prob shape",
-        "the site has batch dimensions that no plate declares: put it inside a pyro.plate, or make them event "
-        "dimensions with .to_event(n)",
-    ),
-    ("must match the size", "two tensors have different lengths: compare the shapes of the data above"),
-    ("must match the existing size", "two tensors have different lengths: compare the shapes of the data above"),
-    ("shape mismatch", "two tensors have different shapes: compare the shapes of the data above"),
-    ("not broadcastable", "two tensors have shapes that do not fit: compare the shapes of the data above"),
-    ("to be within the support", "a value lies outside the support of its distribution: check the data, or the family"),
-    (
-        "to satisfy the constraint",
-        "a parameter of a distribution left its range: transform it (exp, softplus, softmax), or check the data",
-    ),
-    ("on the same device", "a tensor that the program closes over is on another device: pass it as data"),
-    ("same dtype", "a tensor or module that the program closes over has another dtype: pass the tensor as data, "
-                   "call .to(dtype) on the module"),
-    ("expected scalar type", "a tensor that the program closes over has another dtype: pass it as data"),
-    ("multiple sample sites named", "every sample site needs a name of its own"),
-    ("num_samples", "a distribution could not be sampled: check its parameters"),
-)  # fmt: skip
-
 
 @contextmanager
-def explained(role: str, data: Data) -> Iterator[None]:
-    """Raise any error inside as one `ProgramError` that says where it happened and what to change."""
+def explained(role: str, data: Data, *, batched: Collection[str] = ()) -> Iterator[None]:
+    """Raise any error inside as one `ProgramError` that says where it happened and what to change.
+
+    Args:
+        role: "model", "guide", or "model or guide".
+        data: the arguments, whose shapes are told.
+        batched: names of the plates whose rows come from outside.
+    """
     watch = Watch()
     try:
         with watch:
             yield
-    except IngleError:
+    except IngleError as error:
+        # Pyro's trace raises a copy with its table of shapes added; what it copied says all.
+        if isinstance(error.__cause__, type(error)):
+            raise error.__cause__ from None
         raise
     except Exception as error:
-        raise ProgramError(_tell(role, data, watch, error)) from error
+        raise ProgramError(_tell(role, data, watch, error, batched)) from error
 
 
 def check_call(role: str, program: Callable[..., Any], data: Data) -> None:
     """Raise `DataError` where the arguments do not fit the signature of a model or a guide."""
-    target = program.forward if isinstance(program, torch.nn.Module) else program
+    target: Any = program
+    if isinstance(program, torch.nn.Module) and type(program).forward is not torch.nn.Module.forward:
+        target = program.forward
+    if any(inspect.isgeneratorfunction(part) or inspect.iscoroutinefunction(part) for part in (program, target)):
+        raise OptionError(f"the {role} is a generator or a coroutine, which Pyro cannot run: write a plain function")
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # a callable without a signature says nothing, so it is not refused
@@ -87,7 +72,7 @@ def check_call(role: str, program: Callable[..., Any], data: Data) -> None:
         ) from error
 
 
-def _tell(role: str, data: Data, watch: Watch, error: Exception) -> str:
+def _tell(role: str, data: Data, watch: Watch, error: Exception, batched: Collection[str]) -> str:
     if watch.entered is not None:
         place = f"at site {watch.entered!r}"
     elif watch.last is not None:
@@ -100,10 +85,15 @@ def _tell(role: str, data: Data, watch: Watch, error: Exception) -> str:
         f"the {role} raised {type(error).__name__} {place}{f', {where}' if where else ''}: {what}",
         f"  data: {data.describe()}",
     ]
-    fix = next((fix for sign, fix in _FIXES if sign in what.lower()), None)
+    missing = [name for name, value in data.items() if _has_nan(value)]
+    fix = likely_fix(what, missing=missing, batched=batched)
     if fix is not None:
         lines.append(f"  likely fix: {fix}")
     return "\n".join(lines)
+
+
+def _has_nan(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.isnan().any())
 
 
 def _user_line(error: Exception) -> str | None:

@@ -11,11 +11,13 @@ import pyro
 from pyro import poutine
 from pyro.distributions.transforms import affine_autoregressive, iterated
 from pyro.infer import autoguide
-from pyro.infer.autoguide.initialization import init_to_median, init_to_value
+from pyro.infer.autoguide.initialization import init_to_value
+from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from ingle.errors import OptionError
 from ingle.program.sites import Plate, Site
+from ingle.program.typical import typical_value
 
 __all__ = ["GuideName", "GuideRecipe", "resolve_guide"]
 
@@ -31,7 +33,8 @@ _CLASSES: dict[str, type[autoguide.AutoGuide]] = {
     "laplace": autoguide.AutoLaplaceApproximation,
     "flow": autoguide.AutoNormalizingFlow,
 }
-_JOINT = (autoguide.AutoContinuous,)  # one vector over all latents, which cannot follow a minibatch
+# One vector over all latents, or blocks that keep the size of the first run: neither can follow a minibatch.
+_JOINT = (autoguide.AutoContinuous, autoguide.AutoGaussian, autoguide.AutoStructured)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def resolve_guide(
 
     Raises:
         OptionError: for a name that does not exist, something that cannot be called, or a joint guide over
-            latents inside a batched plate.
+            latents inside a plate that takes a few rows at a time.
     """
     if isinstance(guide, str):
         if guide not in _CLASSES:
@@ -72,7 +75,7 @@ def resolve_guide(
             raise OptionError(f"guide {guide!r} does not exist; a guide by name is one of {names}")
         return _automatic(_CLASSES[guide], guide, model, sites, batched)
     cls: Any = guide.func if isinstance(guide, functools.partial) else guide
-    if isinstance(cls, type) and issubclass(cls, autoguide.AutoGuide):
+    if isinstance(cls, type) and issubclass(cls, (autoguide.AutoGuide, GuideMessenger)):
         return _automatic(guide, None, model, sites, batched)
     if isinstance(guide, type) or not callable(guide):
         raise OptionError(
@@ -96,26 +99,34 @@ def _automatic(
             "the model has no latent sample site, so there is nothing for an automatic guide to do; for maximum "
             "likelihood of pyro.param statements give an empty guide, `def guide(*args, **kwargs): pass`"
         )
-    hidden = [site.name for site in latents if site.discrete]
-    if issubclass(cls, autoguide.AutoDiscreteParallel):
-        hidden = []
-    visible: Callable[..., Any] = poutine.block(model, hide=hidden) if hidden else model
+    hidden = [] if issubclass(cls, autoguide.AutoDiscreteParallel) else [site for site in latents if site.discrete]
+    endless = [site for site in hidden if not site.enumerable]
+    if endless:
+        raise OptionError(
+            f"{', '.join(f'{site.name!r} ({site.distribution})' for site in endless)} is discrete without a finite "
+            f"support, so {cls.__name__} cannot reach it and it cannot be summed out; write a guide that samples it"
+        )
     if len(hidden) == len(latents):
         raise OptionError(
-            f"every latent of the model is discrete ({', '.join(hidden)}) and would be summed out, so a guide of "
-            "continuous distributions has nothing left; give an empty guide, `def guide(*args, **kwargs): pass`"
+            f"every latent of the model is discrete ({', '.join(site.name for site in hidden)}) and would be summed "
+            "out, so an automatic guide has nothing left; give an empty guide, `def guide(*args, **kwargs): pass`"
         )
+    visible: Callable[..., Any] = poutine.block(model, hide=[site.name for site in hidden]) if hidden else model
 
     def make(start: Mapping[str, Tensor] | None) -> Callable[..., Any]:
-        made: Any = factory(visible, **_options(name, start))
+        try:
+            made: Any = factory(visible, **_options(name, start))
+        except (TypeError, ValueError, AssertionError) as error:
+            raise OptionError(f"{cls.__name__} cannot be made with these options: {error}") from error
         _prepare(made, sites, batched)
         return made  # type: ignore[no-any-return]
 
-    description = cls.__name__ if name is None else f"{name!r} ({cls.__name__})"
-    finish = None
-    if issubclass(cls, autoguide.AutoLaplaceApproximation):
-        finish = _laplace
-    return GuideRecipe(description, make, takes_start=name is not None and name != "flow", finish=finish)
+    return GuideRecipe(
+        cls.__name__ if name is None else f"{name!r} ({cls.__name__})",
+        make,
+        takes_start=name is not None and name != "flow",
+        finish=_laplace if issubclass(cls, autoguide.AutoLaplaceApproximation) else None,
+    )
 
 
 def _options(name: str | None, start: Mapping[str, Tensor] | None) -> dict[str, Any]:
@@ -123,8 +134,7 @@ def _options(name: str | None, start: Mapping[str, Tensor] | None) -> dict[str, 
         return {}
     if name == "flow":
         return {"init_transform_fn": functools.partial(iterated, 2, affine_autoregressive)}
-    init = init_to_median if start is None else init_to_value(values=dict(start), fallback=init_to_median)
-    options: dict[str, Any] = {"init_loc_fn": init}
+    options: dict[str, Any] = {"init_loc_fn": init_to_value(values=dict(start or {}), fallback=typical_value)}
     if name in ("normal", "multivariate_normal", "low_rank"):
         options["init_scale"] = INIT_SCALE
     return options
@@ -136,25 +146,27 @@ def _laplace(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calla
 
 def _prepare(guide: Any, sites: Sequence[Site], batched: Sequence[str]) -> None:
     """Make an automatic guide follow rows that are drawn from outside, or refuse it."""
-    plates: dict[str, Plate] = {
-        plate.name: plate
+    local = [
+        (site, plate)
         for site in sites
         if site.kind == "latent" and not site.discrete
         for plate in site.plates
-        if plate.name in batched
-    }
-    if not plates:
+        if plate.name in batched or plate.size < plate.full_size
+    ]
+    if not local:
         return
-    if isinstance(guide, _JOINT):
-        local = [site.name for site in sites if any(plate.name in plates for plate in site.plates)
-                 and site.kind == "latent"]  # fmt: skip
+    joint = [part for part in guide.modules() if isinstance(part, _JOINT)]
+    if joint:
+        names = sorted({site.name for site, _ in local})
+        plates = sorted({plate.name for _, plate in local})
         raise OptionError(
-            f"{type(guide).__name__} is one joint distribution over all latents, and {', '.join(local)} "
-            f"{'has' if len(local) == 1 else 'have'} a row for each datum of plate {', '.join(plates)}: Pyro would "
-            "build it for one minibatch alone. Use 'normal' or 'delta', a guide of your own, or no batch_size"
+            f"{type(joint[0]).__name__} is one joint distribution over all latents, and {', '.join(names)} "
+            f"{'has' if len(names) == 1 else 'have'} a row for each datum of plate {', '.join(plates)}: Pyro would "
+            "build it for one minibatch alone. Use 'normal' or 'delta', a guide of your own, or no minibatches"
         )
-    if guide.create_plates is None:
+    drawn: dict[str, Plate] = {plate.name: plate for _, plate in local if plate.name in batched}
+    if isinstance(guide, autoguide.AutoGuide) and drawn and guide.create_plates is None:
         # Without this an AutoGuide draws rows of its own, other than the model's (pyro issue 3468).
         guide.create_plates = lambda *args, **kwargs: [
-            pyro.plate(plate.name, plate.full_size, dim=plate.dim) for plate in plates.values()
+            pyro.plate(plate.name, plate.full_size, dim=plate.dim) for plate in drawn.values()
         ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import constraints
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -75,6 +76,7 @@ class Leaves(Messenger):
         super().__init__()
         self.dtype, self.device = dtype, device
         self.by_name: dict[str, Tensor] = {}
+        self.constraints: dict[str, Any] = {}
         self._names: dict[int, str] = {}
 
     def _pyro_param(self, msg: Any) -> None:
@@ -97,10 +99,14 @@ class Leaves(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         value = msg["value"]
-        leaf = getattr(value, "_pyro_unconstrained_param", None)  # inside a subsampled plate
-        leaf = value.unconstrained() if leaf is None else leaf
-        name = self._names.setdefault(id(leaf), msg["name"])  # a module inside a module is read under both names
-        self.by_name[name] = leaf
+        leaf: Any = getattr(value, "_pyro_unconstrained_param", None)  # inside a subsampled plate
+        if leaf is None:  # a module's own parameter is its own leaf under Pyro's module_local_params
+            leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+        self.constraints[msg["name"]] = msg["kwargs"].get("constraint", constraints.real)
+        name = self._names.get(id(leaf), msg["name"])  # a module inside a module is read under both names
+        if self.by_name.get(name) is not leaf:
+            name = msg["name"]
+        self._names[id(leaf)], self.by_name[name] = name, leaf
 
     def forget(self) -> None:
         """Start from nothing again."""

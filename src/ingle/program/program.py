@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.ops.provenance import get_provenance, track_provenance
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import transform_to
 
 from ingle.data import Data
 from ingle.errors import OptionError, ProgramError
@@ -21,9 +24,10 @@ from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe, resolve_guide
 from ingle.program.handlers import Leaves, ProbeRows, Rows
 from ingle.program.sites import Site, read_sites
-from ingle.runtime import Runtime
+from ingle.program.typical import drawn_value, typical_value
+from ingle.runtime import Runtime, validation
 
-__all__ = ["Program", "build_program", "set_guide"]
+__all__ = ["Program", "build_program", "downstream_of_enumerated", "set_guide"]
 
 
 @dataclass
@@ -84,13 +88,39 @@ class Program:
         """The guide, its parameters noted while it runs."""
         return self.guide_leaves(self.guide)
 
+    def explained(self, role: str) -> AbstractContextManager[None]:
+        """Errors inside are told with the data of the program."""
+        return explained(role, self.data, batched=tuple(self.batch_sizes))
+
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        """The modules that model and guide are, or are methods of."""
+        return _modules(self.model, self.guide)
+
+    def trace_guide(self) -> Any:
+        """One run of the guide, as a Pyro trace."""
+        args, kwargs = self.data.args, self.data.kwargs
+        messenger = poutine.unwrap(self.guide)
+        if isinstance(messenger, GuideMessenger):  # one that runs the model itself, its own sites apart
+            self.observing_guide(*args, **kwargs)
+            return messenger.get_traces()[1]
+        return poutine.trace(self.observing_guide).get_trace(*args, **kwargs)
+
     def leaves(self) -> dict[str, Tensor]:
         """Every parameter of the program by name, unconstrained; the guide's stands where both read one."""
         return {**self.model_leaves.by_name, **self.guide_leaves.by_name}
 
+    def parameters(self) -> dict[str, Tensor]:
+        """Every parameter by name, constrained, a detached copy. Runs where the fit's parameter store is Pyro's."""
+        stored = dict(pyro.get_param_store().items())
+        declared = {**self.model_leaves.constraints, **self.guide_leaves.constraints}
+        return {
+            name: (stored[name] if name in stored else transform_to(declared[name])(leaf)).detach().clone()
+            for name, leaf in self.leaves().items()
+        }
+
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of every continuous latent from the prior, those inside a minibatched plate left out."""
-        with torch.no_grad(), self.probe, explained("model", self.data):
+        with torch.no_grad(), self.probe, InitMessenger(drawn_value), self.explained("model"):
             trace: Any = poutine.trace(self.model).get_trace(*self.data.args, **self.data.kwargs)
         return {
             site.name: trace.nodes[site.name]["value"].detach()
@@ -119,16 +149,15 @@ def build_program(
     """
     if not callable(model) or isinstance(model, type):
         raise OptionError(f"model must be a callable with Pyro statements, got {model!r}")
-    for module in (model, guide):
-        if isinstance(module, torch.nn.Module) and not isinstance(module, AutoGuide):
-            module.to(dtype=runtime.dtype, device=runtime.device)
     _refuse_name_clash(model, guide)
     check_call("model", model, data)
+    for module in _modules(model, guide):
+        module.to(dtype=runtime.dtype, device=runtime.device)
 
     model_leaves, guide_leaves = (Leaves(runtime.dtype, runtime.device) for _ in range(2))
     probe = ProbeRows(batch_size)
-    typical = InitMessenger(_typical)  # a draw from a wide prior may overflow where the posterior never goes
-    with pyro.validation_enabled(True), torch.no_grad(), probe, typical, explained("model", data):
+    typical, told = InitMessenger(typical_value), explained("model", data, batched=tuple(batch_size))
+    with validation(True), torch.no_grad(), probe, typical, told:
         trace: Any = poutine.trace(model_leaves(model)).get_trace(*data.args, **data.kwargs)
         trace.compute_log_prob()
     sites = read_sites(trace)
@@ -179,15 +208,10 @@ def set_guide(program: Program, start: Mapping[str, Tensor] | None = None) -> No
     """Make the guide from its recipe, from `start` where the recipe takes one, and run it once."""
     program.guide = program.recipe.make(start)
     check_call("guide", program.guide, program.data)
-    data = program.data
-    with pyro.validation_enabled(True), torch.no_grad(), program.probe, explained("guide", data):
-        trace: Any = poutine.trace(program.observing_guide).get_trace(*data.args, **data.kwargs)
+    with validation(True), torch.no_grad(), program.probe, program.explained("guide"):
+        trace: Any = program.trace_guide()
         trace.compute_log_prob()
     program.guide_sites = read_sites(trace)
-
-
-def _typical(site: Any) -> Any:
-    return site["fn"].sample() if site["fn"].support.is_discrete else init_to_median(site)
 
 
 class _Provenance(Messenger):
@@ -216,37 +240,53 @@ def downstream_of_enumerated(program: Program) -> frozenset[str]:
 
 def _match(program: Program) -> tuple[str, ...]:
     """The latents to sum over. Raises `ProgramError` where model and guide do not belong together."""
-    in_guide = {site.name for site in program.guide_sites if site.kind != "observed"}
+    in_guide = {site.name: site for site in program.guide_sites}
+    known = {site.name: site for site in program.model_sites}
+    extra = [name for name, site in in_guide.items() if site.kind == "latent" and name not in known]
     left_out = [site for site in program.latents if site.name not in in_guide]
     lost = [site for site in left_out if not site.enumerable]
     if lost:
         raise ProgramError(
             f"the guide lacks {', '.join(f'{site.name!r} ({site.distribution})' for site in lost)}, which the model "
             "samples. Give the guide a pyro.sample statement of the same name"
+            + (f"; it samples {', '.join(map(repr, extra))}, which the model does not: a misspelling?" if extra else "")
             + ("; a discrete latent is summed out only where its support is finite"
                if any(site.discrete for site in lost) else "")
         )  # fmt: skip
-    known = {site.name for site in program.model_sites}
-    extra = [site.name for site in program.guide_sites if site.kind == "latent" and site.name not in known]
     if extra:
         raise ProgramError(
             f"the guide samples {', '.join(map(repr, extra))}, which the model does not. Take it out, correct its "
             'name, or mark it infer={"is_auxiliary": True} if it only serves other sites of the guide'
         )
-    observed = [site.name for site in program.model_sites if site.kind == "observed" and site.name in in_guide]
-    if observed:
-        raise ProgramError(
-            f"the guide samples {', '.join(map(repr, observed))}, which the model observes: take it out of the guide, "
-            "or out of the data"
-        )
+    for name, ours in in_guide.items():
+        theirs = known.get(name)
+        if theirs is None or theirs.kind == "deterministic":
+            continue
+        if theirs.kind == "observed" and ours.kind != "observed":
+            raise ProgramError(
+                f"the guide samples {name!r}, which the model observes: take it out of the guide, or out of the data"
+            )
+        if theirs.kind == "latent" and ours.kind == "observed":
+            raise ProgramError(f"the guide observes {name!r}, which the model samples: take the obs= out of the guide")
+        if theirs.kind == "latent" and theirs.value_shape != ours.value_shape:
+            raise ProgramError(
+                f"site {name!r} has shape {theirs.value_shape} in the model (batch {theirs.batch_shape}, event "
+                f"{theirs.event_shape}) and {ours.value_shape} in the guide (batch {ours.batch_shape}, event "
+                f"{ours.event_shape}): give the guide's distribution the model's shape, .to_event(n) included"
+            )
     return tuple(site.name for site in left_out)
 
 
 def _check_rows(sites: tuple[Site, ...], batch_size: Mapping[str, int]) -> None:
     for site in sites:
         for plate in site.plates:
-            if plate.name not in batch_size or plate.dim is None:
+            if plate.name not in batch_size:
                 continue
+            if plate.dim is None:
+                raise OptionError(
+                    f"batch_size names plate {plate.name!r}, which the model loops over, so that each step would have "
+                    f"other sites: write `with pyro.plate({plate.name!r}, …) as i:`"
+                )
             place = plate.dim - len(site.event_shape)
             size = site.value_shape[place] if len(site.value_shape) >= -place else 1
             if size not in (1, plate.size) or (size == 1 and plate.size > 1 and site.kind == "latent"):
@@ -268,3 +308,14 @@ def _refuse_name_clash(model: object, guide: object) -> None:
             f"model and guide are modules that both have a parameter {clash[0]!r}, and Pyro would train one tensor "
             'for the two. Give one a name: `super().__init__(name="guide")` in the PyroModule of the guide'
         )
+
+
+def _modules(*programs: object) -> tuple[torch.nn.Module, ...]:
+    found: list[torch.nn.Module] = []
+    for program in programs:
+        while isinstance(program, functools.partial):
+            program = program.func
+        owner = getattr(program, "__self__", program)
+        if isinstance(owner, torch.nn.Module) and not any(owner is other for other in found):
+            found.append(owner)
+    return tuple(found)

@@ -61,7 +61,7 @@ def _stopped(fit: Fit) -> str:
         + (f" at each of {Plateau.LEVELS} learning rates" if fit.optimiser.startswith("ClippedAdam at") else ""),
         "budget": f"after {pace}, the most that a fit takes by itself",
         "interrupted": f"interrupted after {pace}",
-        "non-finite": f"after {pace}, before a step that was not finite",
+        "failed": f"after {pace}, before a step that failed",
     }
     return reasons[fit.stopped]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ingle.program import Program, Site, downstream_of_enumerated, explained
+from ingle.program import Program, Site, downstream_of_enumerated
 from ingle.results.vectorise import repeat
 
 __all__ = ["drawn_sites", "observations", "posterior", "predictive_sites"]
@@ -56,21 +57,31 @@ def posterior(program: Program, n: int, *, predictive: bool = False) -> dict[str
     data = program.data
 
     def run() -> dict[str, Tensor]:
-        guide_trace: Any = poutine.trace(program.guide).get_trace(*data.args, **data.kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
+        replayed = poutine.replay(model, trace=program.trace_guide())
         model_trace: Any = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
         return {name: model_trace.nodes[name]["value"] for name in names}
 
-    with torch.no_grad(), explained("pair", data):
+    with torch.no_grad(), _kept(program), program.explained("model or guide"):
         return repeat(run, n, chunk=max(1, min(n, _ELEMENTS // _elements(program))))
 
 
 def observations(program: Program) -> dict[str, Tensor]:
     """The observed value of every site of `predictive_sites`, all rows."""
     data = program.data
-    with torch.no_grad(), explained("model", data):
+    with torch.no_grad(), _kept(program), program.explained("model"):
         trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
     return {site.name: trace.nodes[site.name]["value"] for site in predictive_sites(program)}
+
+
+@contextmanager
+def _kept(program: Program) -> Iterator[None]:
+    """Running statistics of the program's modules are afterwards what they were."""
+    kept = [(buffer, buffer.clone()) for module in program.modules() for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.copy_(before)
 
 
 class _Unobserve(Messenger):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,8 @@ from ingle.errors import OptionError
 from ingle.program import Site
 
 __all__ = ["summary", "to_arviz"]
+
+_RESERVED = {"chain", "draw"}
 
 
 def _arviz() -> ModuleType:
@@ -46,6 +48,9 @@ def to_arviz(
         OptionError: coords of another length than their dimension, or dims for a site that is not there.
     """
     by_name = {site.name: site for site in sites}
+    for what, mapping in {"coords": coords, "dims": dims}.items():
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise OptionError(f"{what} must be a mapping, got {mapping!r}")
     shapes = {
         name: tuple(value.shape) if group == "observed_data" else tuple(value.shape[1:])
         for group, members in groups.items()
@@ -55,17 +60,23 @@ def to_arviz(
     for name, given in (dims or {}).items():
         if name not in named:
             raise OptionError(f"dims names {name!r}, which is not among the exported sites: {', '.join(named)}")
-        if len(given) != len(shapes[name]):
-            raise OptionError(f"dims[{name!r}] has {len(given)} names, but the site has shape {shapes[name]}")
-        named[name] = list(given)
+        names = _listed(f"dims[{name!r}]", given)
+        if len(names) != len(shapes[name]):
+            raise OptionError(f"dims[{name!r}] has {len(names)} names, but the site has shape {shapes[name]}")
+        named[name] = names
     sizes = {dim: size for name, shape in shapes.items() for dim, size in zip(named[name], shape, strict=True)}
-    for dim, labels in (coords or {}).items():
+    taken = sorted({*named, *sizes} & _RESERVED)
+    if taken:
+        raise OptionError(f"ArviZ keeps the names {sorted(_RESERVED)} for itself: rename {', '.join(taken)}")
+    labelled: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()}
+    for dim, given in (coords or {}).items():
+        labels = _listed(f"coords[{dim!r}]", given)
         if dim not in sizes:
             raise OptionError(f"coords names {dim!r}, which is no dimension: {', '.join(sizes) or 'there is none'}")
         if len(labels) != sizes[dim]:
             raise OptionError(f"coords[{dim!r}] has {len(labels)} labels, but the dimension has {sizes[dim]} rows")
+        labelled[dim] = labels
 
-    labelled: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()} | dict(coords or {})
     arrays = {
         group: {name: _numpy(value, chain=group != "observed_data") for name, value in members.items()}
         for group, members in groups.items()
@@ -85,7 +96,15 @@ def to_arviz(
 
 def summary(data: Any) -> Any:
     """Mean, sd and interval of every posterior site, as a DataFrame. No R-hat: the draws are independent."""
+    if not hasattr(data, "posterior"):
+        raise OptionError("the fit has no latent that can be drawn, so there is nothing to summarise; see fit.params")
     return _arviz().summary(data, kind="stats")
+
+
+def _listed(name: str, given: Any) -> list[Any]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise OptionError(f"{name} must be a sequence, got {given!r}")
+    return list(given)
 
 
 def _numpy(value: Tensor, *, chain: bool) -> NDArray[Any]:

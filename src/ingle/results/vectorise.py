@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -23,15 +25,24 @@ def repeat(run: Callable[[], Mapping[str, Tensor]], times: int, *, chunk: int) -
 
     All runs of a chunk go through the program together under `torch.vmap`, where every tensor has the shape that
     it has in a single run, so that `mu[county]` indexes counties and not draws. A program that vmap cannot take
-    (numbers read from tensors, in-place updates) is run once for each draw.
+    (numbers read from tensors, in-place updates, noise of numpy's) is run once for each draw.
     """
+    outside = _python_noise()
     try:
         with _FunctionalNoise():
             stacked = torch.vmap(lambda _: dict(run()), randomness="different", chunk_size=chunk)(torch.arange(times))
+        if _python_noise() == outside:
+            return dict(stacked)
     except Exception:  # whatever stopped vmap, the plain loop decides whether the program itself is at fault
-        runs = [run() for _ in range(times)]
-        return {name: torch.stack([one[name] for one in runs]) for name in runs[0]}
-    return dict(stacked)
+        pass
+    runs = [run() for _ in range(times)]
+    return {name: torch.stack([one[name] for one in runs]) for name in runs[0]}
+
+
+def _python_noise() -> tuple[Any, ...]:
+    """The random states that vmap does not see: it runs Python once for all draws of a chunk."""
+    name, keys, *place = np.random.get_state()
+    return name, np.asarray(keys).tobytes(), *place, random.getstate()
 
 
 class _FunctionalNoise(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""Which step, and which site or parameter, first became NaN or infinite."""
+"""Which step broke a fit, and which site or parameter was first at fault."""
 
 from __future__ import annotations
 
@@ -10,55 +10,93 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ingle.engine import EagerEngine, State
+from ingle.errors import NonFiniteError, ProgramError
 
-__all__ = ["find_nonfinite"]
+__all__ = ["find_fault", "nonfinite_parameter"]
+
+_ADVICE = (
+    "Usual causes: a scale or probability without a constraint (pyro.param(…, constraint=constraints.positive)), a "
+    "learning rate that is too large, a start far out, or float32 where float64 is needed (dtype=torch.float64)"
+)
 
 
-def find_nonfinite(engine: EagerEngine, state: State, steps: int) -> tuple[str, list[float]]:
-    """Replay `steps` steps from `state` with the same noise, and say where the first fault is.
+def find_fault(
+    engine: EagerEngine, state: State, steps: int, *, seen: int | None, raised: bool
+) -> tuple[NonFiniteError | ProgramError, list[float]]:
+    """Replay a call of `steps` steps that broke, from `state` with the same noise, and name the first fault.
+
+    The engine is left as it was before the bad step, everything finite.
+
+    Args:
+        engine: that took the call.
+        state: before the call.
+        steps: of the call.
+        seen: the place of the first loss that was not finite, where there was one.
+        raised: the program raised an error.
 
     Returns:
-        What went bad, in words, and the losses of the steps before it. The engine is left before the bad step,
-        everything finite.
+        The error to raise, with its step, and the losses of the steps before it.
     """
     engine.restore(state)
     losses: list[float] = []
     for _ in range(steps):
         before = engine.capture()
-        loss = engine.differentiate()
-        fault = None if bool(loss.isfinite()) else "the loss is " + str(float(loss))
-        bad_gradient = None if fault else _first_bad_gradient(engine)
-        if fault is None and bad_gradient is None:
-            engine.update()
-            bad = _first_bad({name: leaf.detach() for name, leaf in engine.program.leaves().items()})
-            if bad is None:
-                losses.append(float(loss))
-                continue
-            fault = f"the optimiser moved parameter {bad}"
-        engine.restore(before)
-        if bad_gradient is not None:
-            fault = f"the loss is finite, but the gradient of parameter {bad_gradient}"
-        elif not bool(loss.isfinite()):
-            where = _first_bad_site(engine)
-            fault = f"{fault}{f': {where}' if where else ''}"
+        try:
+            with engine.program.explained("model or guide"):
+                loss = engine.differentiate()
+            fault = _fault(engine, loss)
+        except ProgramError as error:
             engine.restore(before)
-        return str(fault), losses
-    return "replayed with the same noise it did not happen again; the program may keep state of its own", losses
+            told = ProgramError(f"step {before.step}: {error}", step=before.step)
+            told.__cause__ = error.__cause__
+            return told, losses
+        if fault is None:
+            losses.append(float(loss))
+            continue
+        if not bool(loss.isfinite()):
+            engine.restore(before)
+            where = _first_bad_site(engine)
+            fault = f"{fault}: {where}" if where else fault
+        engine.restore(before)
+        return NonFiniteError(f"step {before.step}: {fault}. {_ADVICE}", step=before.step), losses
+    engine.restore(state)
+    step = state.step + (seen or 0)
+    what = "the program raised" if raised else "something was not finite"
+    kind: type[NonFiniteError | ProgramError] = ProgramError if raised else NonFiniteError
+    told = kind(
+        f"step {step}: {what}, but not when the step was repeated with the same noise, so the program keeps a state "
+        f"of its own from step to step; the fit is as it was at step {state.step}",
+        step=step,
+    )
+    return told, []
+
+
+def nonfinite_parameter(leaves: dict[str, Tensor]) -> str | None:
+    """The first parameter that is not finite, and how much of it; None where all are."""
+    values = {name: leaf.detach() for name, leaf in leaves.items() if leaf.is_floating_point()}
+    if not values or bool(torch.stack([value.isfinite().all() for value in values.values()]).all()):
+        return None
+    return _first_bad(values)
+
+
+def _fault(engine: EagerEngine, loss: Tensor) -> str | None:
+    """Finish the step, and say what of it is not finite."""
+    if not bool(loss.isfinite()):
+        return f"the loss is {float(loss)}"
+    gradients = {name: leaf.grad for name, leaf in engine.program.leaves().items() if leaf.grad is not None}
+    bad = _first_bad(gradients)
+    if bad is not None:
+        return f"the loss is finite, but not the gradient of parameter {bad}"
+    engine.update()
+    bad = nonfinite_parameter(engine.program.leaves())
+    return None if bad is None else f"the optimiser moved parameter {bad}"
 
 
 def _first_bad(tensors: dict[str, Tensor]) -> str | None:
     for name, tensor in tensors.items():
         share = _share(tensor)
         if share:
-            return f"{name!r} to {share}"
-    return None
-
-
-def _first_bad_gradient(engine: EagerEngine) -> str | None:
-    for name, leaf in engine.program.leaves().items():
-        share = _share(leaf.grad) if leaf.grad is not None else None
-        if share:
-            return f"{name!r} has {share}"
+            return f"{name!r} ({share})"
     return None
 
 
@@ -66,7 +104,7 @@ def _first_bad_site(engine: EagerEngine) -> str | None:
     """Run guide and model once more as the step did, and read each site in order."""
     program, data = engine.program, engine.program.data
     with torch.no_grad(), program.rows:
-        guide: Any = poutine.trace(program.guide).get_trace(*data.args, **data.kwargs)
+        guide: Any = program.trace_guide()
         found = _scan("guide", guide)
         if found is None:
             replayed = poutine.replay(program.model, trace=guide)

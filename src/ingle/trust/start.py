@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ingle.program import Program, explained, set_guide
+from ingle.errors import ProgramError
+from ingle.program import Program, set_guide
 from ingle.runtime import Runtime
 
 __all__ = ["best_start"]
@@ -26,24 +27,27 @@ def best_start(program: Program, objective: Any, runtime: Runtime) -> None:
     """
     best: Mapping[str, Tensor] | None = None
     if program.recipe.takes_start:
-        starts = [None, *(program.prior_draw() for _ in range(NUM_DRAWS))]
-        losses = [_loss(program, objective, runtime, start) for start in starts]
-        best = starts[min(range(len(starts)), key=losses.__getitem__)]
+        lowest = _loss(program, objective, runtime, None)
+        for _ in range(NUM_DRAWS):
+            try:
+                start = program.prior_draw()
+                loss = _loss(program, objective, runtime, start)
+            except ProgramError:  # a draw so far out that the program refuses it is no start
+                continue
+            if loss < lowest:
+                best, lowest = start, loss
     set_guide(program, best)
 
 
 def _loss(program: Program, objective: Any, runtime: Runtime, start: Mapping[str, Tensor] | None) -> float:
     """Mean loss of the guide from one start; infinite where it is not finite."""
     data = program.data
-    with runtime.trial(), torch.no_grad(), program.probe:
-        try:
-            set_guide(program, start)
-            with explained("pair", data):
-                losses = [
-                    float(objective.loss(program.model, program.guide, *data.args, **data.kwargs))
-                    for _ in range(_NUM_LOSSES)
-                ]
-        except ValueError:  # a draw so far out that the program refuses it is no start
-            return math.inf
+    with runtime.trial(), torch.no_grad():
+        set_guide(program, start)
+        with program.probe, program.explained("model or guide"):
+            losses = [
+                float(objective.loss(program.model, program.guide, *data.args, **data.kwargs))
+                for _ in range(_NUM_LOSSES)
+            ]
     mean = sum(losses) / len(losses)
     return mean if math.isfinite(mean) else math.inf
