@@ -36,16 +36,16 @@ class GaussianMixtureGuide:
             x: points, shape (N, D).
         """
         k, d = self.model.num_components, x.shape[-1]
-        positive = constraints.softplus_positive
-        concentration = pyro.param("weights_concentration", torch.full((k,), x.shape[0] / k), constraint=positive)
+        shared = torch.full((k,), x.shape[0] / k)
+        concentration = pyro.param("weights_concentration", shared, constraint=constraints.positive)
         pyro.sample("weights", dist.Dirichlet(concentration))
         with pyro.plate("component_k", k):
             loc = pyro.param("loc_loc", lambda: _far_points(x, k))
-            loc_scale = pyro.param("loc_scale", torch.full((k, d), 0.1), constraint=positive)
+            loc_scale = pyro.param("loc_scale", torch.full((k, d), 0.1), constraint=constraints.softplus_positive)
             pyro.sample("loc", dist.Normal(loc, loc_scale).to_event(1))
             typical = torch.tensor(self.model.spread / k).log()
             scale = pyro.param("scale_loc", typical.expand(k, d).clone())
-            scale_scale = pyro.param("scale_scale", torch.full((k, d), 0.1), constraint=positive)
+            scale_scale = pyro.param("scale_scale", torch.full((k, d), 0.1), constraint=constraints.softplus_positive)
             pyro.sample("scale", dist.LogNormal(scale, scale_scale).to_event(1))
 
 

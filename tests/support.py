@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import torch
+from numpy.typing import NDArray
+
+import ingle
 
 
 def global_state() -> dict[str, Any]:
@@ -25,3 +31,43 @@ def global_state() -> dict[str, Any]:
         "python": random.getstate(),
         "handlers": len(pyro.poutine.runtime._PYRO_STACK),
     }
+
+
+DATA = Path(__file__).parents[1] / "examples" / "data"
+_REFERENCES = json.loads((Path(__file__).parent / "references.json").read_text())["models"]
+EIGHT_SCHOOLS = _REFERENCES["eight_schools"]
+MIXTURE = _REFERENCES["gaussian_mixture"]
+RADON = _REFERENCES["radon_varying_intercepts"]
+
+
+def eight_schools_data() -> dict[str, Any]:
+    table = pd.read_csv(DATA / "eight_schools.csv")
+    return {"sigma": table["sigma"].astype(float), "y": table["y"].astype(float)}
+
+
+def radon_data() -> dict[str, Any]:
+    table = pd.read_csv(DATA / "radon.csv")
+    return {"county": table["county_idx"], "floor": table["floor"], "log_radon": table["log_radon"]}
+
+
+def old_faithful() -> NDArray[np.float64]:
+    """Both columns standardised, shape (272, 2)."""
+    table = pd.read_csv(DATA / "old_faithful.csv").to_numpy()
+    standardised: NDArray[np.float64] = (table - table.mean(0)) / table.std(0)
+    return standardised
+
+
+def assert_near_reference(
+    fit: ingle.Fit, reference: dict[str, Any], *, no_sd: tuple[str, ...] = (), order: list[int] | None = None
+) -> None:
+    """Means within 0.3 sd and sds within 30% of long NUTS, at every element of every site."""
+    draws = fit.draws(20_000)
+    for name, expected in reference.items():
+        drawn = draws[name].double().cpu().numpy()
+        mean, sd = (moment if order is None else moment[order] for moment in (drawn.mean(0), drawn.std(0)))
+        expected_mean, expected_sd = np.array(expected["mean"]), np.array(expected["sd"])
+        shift = np.abs(mean - expected_mean) / expected_sd
+        assert shift.max() < 0.3, f"{name}: mean off by {shift.max():.2f} sd"
+        if name not in no_sd:
+            ratio = sd / expected_sd
+            assert np.all((ratio > 0.7) & (ratio < 1.3)), f"{name}: sd ratio {ratio.min():.2f} to {ratio.max():.2f}"

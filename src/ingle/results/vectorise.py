@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -29,7 +32,8 @@ def repeat(run: Callable[[], Mapping[str, Tensor]], times: int, *, chunk: int) -
     """
     outside = _python_noise()
     try:
-        with _FunctionalNoise():
+        with warnings.catch_warnings(), _FunctionalNoise(), _DirichletByGamma():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # slower, still right
             stacked = torch.vmap(lambda _: dict(run()), randomness="different", chunk_size=chunk)(torch.arange(times))
         if _python_noise() == outside:
             return dict(stacked)
@@ -59,6 +63,29 @@ class _FunctionalNoise(TorchFunctionMode):
         if noise is None or not sys._getframe(1).f_code.co_filename.startswith(_SAMPLERS):
             return func(*args, **(kwargs or {}))
         return noise(*args, **(kwargs or {}))
+
+
+class _DirichletByGamma(Messenger):
+    """Draws Dirichlet and Beta sites as ratios of gammas, since vmap refuses the sampler that torch has for them."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        while isinstance(fn, (torch.distributions.Independent, MaskedDistribution)):
+            fn = fn.base_dist
+        if msg["value"] is not None or not isinstance(fn, (torch.distributions.Dirichlet, torch.distributions.Beta)):
+            return
+        if isinstance(fn, torch.distributions.Dirichlet):
+            shares = _shares(fn.concentration)
+        else:
+            shares = _shares(torch.stack(torch.broadcast_tensors(fn.concentration1, fn.concentration0), -1))[..., 0]
+        msg["value"], msg["done"] = shares, True
+
+
+def _shares(concentration: Tensor) -> Tensor:
+    tiny = torch.finfo(concentration.dtype).tiny
+    gammas = torch.distributions.Gamma(concentration, torch.ones_like(concentration)).sample().clamp(min=tiny)
+    shares: Tensor = gammas / gammas.sum(-1, keepdim=True)
+    return shares
 
 
 def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

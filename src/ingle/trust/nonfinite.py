@@ -62,13 +62,13 @@ def find_fault(
     engine.restore(state)
     step = state.step + (seen or 0)
     what = "the program raised" if raised else "something was not finite"
-    kind: type[NonFiniteError | ProgramError] = ProgramError if raised else NonFiniteError
-    told = kind(
+    kind = ProgramError if raised else NonFiniteError
+    lost: NonFiniteError | ProgramError = kind(
         f"step {step}: {what}, but not when the step was repeated with the same noise, so the program keeps a state "
         f"of its own from step to step; the fit is as it was at step {state.step}",
         step=step,
     )
-    return told, []
+    return lost, []
 
 
 def nonfinite_parameter(leaves: dict[str, Tensor]) -> str | None:

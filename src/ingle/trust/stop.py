@@ -67,7 +67,7 @@ class Plateau:
     """
 
     EVERY = 500
-    LEVELS = 4
+    LEVELS = 5
     FACTOR = 0.3
     SE = 0.05
     MAX_STEPS = 50_000
