@@ -25,15 +25,22 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Data:
-    """The arguments of model and guide, by position and by name."""
+    """The arguments of model and guide, by position and by name.
+
+    Attributes:
+        args: by position.
+        kwargs: by name.
+        names: what the model calls the arguments by position, where that is known.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    names: tuple[str, ...] = ()
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Each argument with a name to call it by in a message."""
         for position, value in enumerate(self.args):
-            yield f"argument {position}", value
+            yield self.names[position] if self.names else f"argument {position}", value
         yield from self.kwargs.items()
 
     def device(self) -> torch.device | None:

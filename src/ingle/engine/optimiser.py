@@ -67,8 +67,6 @@ class _Group:
     def _checked(self, optimiser: object) -> torch.optim.Optimizer:
         if isinstance(optimiser, torch.optim.LBFGS):
             raise OptionError(f"{self._label}: LBFGS evaluates the loss several times a step, which SVI does not offer")
-        if isinstance(optimiser, PyroOptim):
-            raise OptionError(f'{self._label} is Pyro\'s, which takes its options first, as in Adam({{"lr": 0.01}})')
         if not isinstance(optimiser, torch.optim.Optimizer):
             raise OptionError(f"{self._label} must build a torch.optim.Optimizer, it built {type(optimiser).__name__}")
         return optimiser
@@ -225,6 +223,8 @@ def _group(given: object, label: str, decay: float) -> _Group:
         if getattr(given, "pt_scheduler_constructor", None) is torch.optim.lr_scheduler.ReduceLROnPlateau:
             raise OptionError(f"{label}: ReduceLROnPlateau wants a metric at each step, which SVI does not offer")
         return _PyroGroup(given, label)
+    if not isinstance(given, type) and str(getattr(given, "__module__", "")).startswith("pyro.optim"):
+        raise OptionError(f'{label} is a Pyro optimiser without its options: give them first, Adam({{"lr": 0.01}})')
     if isinstance(given, torch.optim.Optimizer):
         raise OptionError(
             f"{label} is an optimiser that is already built, but the parameters of a fit do not exist before it "

@@ -7,6 +7,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,12 @@ def explained(role: str, data: Data, *, batched: Collection[str] = ()) -> Iterat
         raise ProgramError(_tell(role, data, watch, error, batched)) from error
 
 
-def check_call(role: str, program: Callable[..., Any], data: Data) -> None:
-    """Raise `DataError` where the arguments do not fit the signature of a model or a guide."""
+def check_call(role: str, program: Callable[..., Any], data: Data) -> Data:
+    """The data, their positions named as the program names them.
+
+    Raises:
+        DataError: the arguments do not fit the signature of the program.
+    """
     target: Any = program
     if isinstance(program, torch.nn.Module) and type(program).forward is not torch.nn.Module.forward:
         target = program.forward
@@ -61,15 +66,17 @@ def check_call(role: str, program: Callable[..., Any], data: Data) -> None:
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # a callable without a signature says nothing, so it is not refused
-        return
+        return data
     try:
-        signature.bind(*data.args, **data.kwargs)
+        bound = signature.bind(*data.args, **data.kwargs)
     except TypeError as error:
         name = getattr(program, "__name__", type(program).__name__)
         raise DataError(
             f"the data do not fit the call of the {role}: {error}\n"
             f"  {role}: {name}{signature}\n  data: {data.describe()}"
         ) from error
+    names = [name for name in bound.arguments if name not in data.kwargs]
+    return replace(data, names=tuple(names)) if len(names) == len(data.args) else data
 
 
 def _tell(role: str, data: Data, watch: Watch, error: Exception, batched: Collection[str]) -> str:
@@ -80,9 +87,10 @@ def _tell(role: str, data: Data, watch: Watch, error: Exception, batched: Collec
     else:
         place = "before any sample site"
     where = _user_line(error)
-    what = str(error).strip() or type(error).__name__
+    what = str(error).split("\nTrace Shapes:")[0].strip() or type(error).__name__
+    place = "" if "at site" in what else f" {place}"
     lines = [
-        f"the {role} raised {type(error).__name__} {place}{f', {where}' if where else ''}: {what}",
+        f"the {role} raised {type(error).__name__}{place}{f', {where}' if where else ''}: {what}",
         f"  data: {data.describe()}",
     ]
     missing = [name for name, value in data.items() if _has_nan(value)]

@@ -7,10 +7,7 @@ from collections.abc import Collection
 __all__ = ["likely_fix"]
 
 _LENGTHS = "two tensors have different shapes: compare the shapes of the data above"
-_PLATE = (
-    "the plate has another number of rows than the value inside it: give the plate the length of the data, and "
-    "under batch_size index every tensor by the plate's rows, `with pyro.plate(…) as i: … x[i]`"
-)
+_PLATE = "a value inside the plate has another length than the plate: compare the shapes of the data above"
 _FLOATS = "the observed value holds integers or booleans and its distribution wants reals: pass floats, y.astype(float)"
 _DTYPE = (
     "a tensor or module that the program closes over has another dtype: pass the tensor as data, or call .to(dtype)"

@@ -150,7 +150,7 @@ def build_program(
     if not callable(model) or isinstance(model, type):
         raise OptionError(f"model must be a callable with Pyro statements, got {model!r}")
     _refuse_name_clash(model, guide)
-    check_call("model", model, data)
+    data = check_call("model", model, data)
     for module in _modules(model, guide):
         module.to(dtype=runtime.dtype, device=runtime.device)
 
