@@ -128,7 +128,7 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any], type[Exception], str, bool
     "table": (model, "normal", pd.DataFrame({"y": [1.0]}), {}, DATA, "table", False),
     "wrong name": (model, "normal", {"x": Y}, {}, DATA, "missing a required argument: 'y'|unexpected", True),
     "too many": (model, "normal", (Y, Y), {}, DATA, "too many positional arguments", True),
-    "lengths": (two_lengths, "normal", (Y[:5], Y), {}, PROGRAM, "'y'.*x \\(5,\\) float32.*\n.*compare the shapes", True),
+    "lengths": (two_lengths, "normal", (Y[:5], Y), {}, PROGRAM, r"site y.*x \(5,\) float.*compare the shapes", True),
     "column": (two_lengths, "normal", (Y, Y[:, None]), {}, PROGRAM, "squeeze|rows", True),
     "missing": (model, "normal", NAN, {}, PROGRAM, "holds NaN, a missing value", True),
     "bools": (coins, "normal", Y > 0, {}, PROGRAM, "pass floats", True),

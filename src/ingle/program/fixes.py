@@ -39,6 +39,7 @@ _FIXES = {
     "same dtype": _DTYPE,
     "expected scalar type": _DTYPE,
     "multiple sample sites named": "every sample site needs a name of its own",
+    "already in the trace": "a sample site and a parameter need different names",
     "does not support sequential": (
         "an automatic guide takes no plate that is looped over: write `with pyro.plate(…)`, or a guide of your own"
     ),

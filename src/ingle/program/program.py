@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.guide import GuideMessenger
@@ -113,10 +114,14 @@ class Program:
         """Every parameter by name, constrained, a detached copy. Runs where the fit's parameter store is Pyro's."""
         stored = dict(pyro.get_param_store().items())
         declared = {**self.model_leaves.constraints, **self.guide_leaves.constraints}
-        return {
-            name: (stored[name] if name in stored else transform_to(declared[name])(leaf)).detach().clone()
-            for name, leaf in self.leaves().items()
-        }
+        values = {}
+        for name, leaf in self.leaves().items():
+            # A statement need not repeat the constraint that the store knows, and with Pyro's module_local_params the
+            # store does not know the one that the statement gives.
+            in_store = name in stored and declared[name] is constraints.real
+            value = stored[name] if in_store else transform_to(declared[name])(leaf)
+            values[name] = value.detach().clone()
+        return values
 
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of every continuous latent from the prior, those inside a minibatched plate left out."""
