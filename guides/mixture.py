@@ -1,5 +1,6 @@
 """A guide for the Gaussian mixture: one component for each of K points of the data that lie far apart."""
 
+import math
 from dataclasses import dataclass
 
 import pyro
@@ -43,8 +44,7 @@ class GaussianMixtureGuide:
             loc = pyro.param("loc_loc", lambda: _far_points(x, k))
             loc_scale = pyro.param("loc_scale", torch.full((k, d), 0.1), constraint=constraints.softplus_positive)
             pyro.sample("loc", dist.Normal(loc, loc_scale).to_event(1))
-            typical = torch.tensor(self.model.spread / k).log()
-            scale = pyro.param("scale_loc", typical.expand(k, d).clone())
+            scale = pyro.param("scale_loc", torch.full((k, d), math.log(self.model.spread / k)))
             scale_scale = pyro.param("scale_scale", torch.full((k, d), 0.1), constraint=constraints.softplus_positive)
             pyro.sample("scale", dist.LogNormal(scale, scale_scale).to_event(1))
 

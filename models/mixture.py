@@ -1,10 +1,12 @@
 """A Gaussian mixture with a diagonal covariance for each component."""
 
+import math
 from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 __all__ = ["GaussianMixture"]
@@ -45,8 +47,10 @@ class GaussianMixture:
         weights = pyro.sample("weights", dist.Dirichlet(torch.full((k,), self.concentration)))
         with pyro.plate("component_k", k):
             loc = pyro.sample("loc", dist.Normal(self.centre, self.spread).expand([d]).to_event(1))
-            typical = torch.tensor(self.spread / k).log()
+            typical = math.log(self.spread / k)
             scale = pyro.sample("scale", dist.LogNormal(typical, 1.0).expand([d]).to_event(1))
         with pyro.plate("point", n) as i:
             component = pyro.sample("component", dist.Categorical(weights))
-            pyro.sample("x", dist.Normal(loc[component], scale[component]).to_event(1), obs=x[i])
+            # A place for the points left of K and D, so that particles in front of it stay in front.
+            mean, sd = (Vindex(value.unsqueeze(-3))[..., component, :] for value in (loc, scale))
+            pyro.sample("x", dist.Normal(mean, sd).to_event(1), obs=x[i])

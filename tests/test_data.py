@@ -93,6 +93,14 @@ def test_epoch_has_every_row_once_with_a_ragged_end() -> None:
         assert sorted(torch.cat(epoch).tolist()) == list(range(10))
 
 
+def test_order_is_apart_from_the_noise_and_from_the_next_seed() -> None:
+    order = batches({"data": (50, 50)}).next()["data"]
+    torch.manual_seed(0)
+    assert not torch.equal(order, torch.randperm(50))
+    second = batches({"a": (50, 50), "b": (50, 50)}).next()["b"]
+    assert not torch.equal(second, batches({"a": (50, 50)}, seed=1).next()["a"])
+
+
 def test_epochs_differ_and_seeds_differ() -> None:
     stream = batches({"data": (50, 50)})
     first, second = (stream.next()["data"].tolist() for _ in range(2))
@@ -122,7 +130,7 @@ def test_capture_and_restore_go_on_from_the_same_place() -> None:
     assert [stream.next()["data"].tolist() for _ in range(9)] == ahead
 
 
-@pytest.mark.parametrize("given", [100, ["data"], {"data": 0}, {"data": -1}, {"data": 2.0}, {"data": True}])
+@pytest.mark.parametrize("given", [100, ["data"], {0: 10}, {"data": 0}, {"data": -1}, {"data": 2.0}, {"data": True}])
 def test_batch_size_refusals(given: Any) -> None:
     with pytest.raises(OptionError, match="batch_size"):
         resolve_batch_size(given)

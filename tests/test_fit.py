@@ -119,6 +119,24 @@ def test_laplace_is_the_curvature_at_the_mode(device: torch.device) -> None:
         assert float(fit.guide.get_posterior().stddev) == pytest.approx(precision**-0.5, rel=1e-9)
 
 
+def test_laplace_as_an_instance_is_finished_too() -> None:
+    guide = autoguide.AutoLaplaceApproximation(normal_mean)
+    fit = ingle.fit(normal_mean, guide, Y, steps=300, optim=functools.partial(torch.optim.Adam, lr=0.05))
+    assert float(fit.draws(2_000)["mu"].std()) == pytest.approx((len(Y) + 0.01) ** -0.5, rel=0.1)
+
+
+def test_laplace_without_curvature_says_so() -> None:
+    """The mode of this density is at infinity: the second derivative has the wrong sign everywhere."""
+
+    def bowl(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("bowl", x**2)
+
+    with pytest.warns(ingle.IngleWarning, match="not positive definite"):
+        fit = ingle.fit(bowl, "laplace", Y, steps=3)
+    assert "no Laplace approximation" in repr(fit)
+
+
 def test_same_seed_same_losses(where: dict[str, Any]) -> None:
     runs = [ingle.fit(normal_mean, "normal", Y, steps=60, seed=seed, **where) for seed in (3, 3, 4)]
     assert np.array_equal(runs[0].losses, runs[1].losses)
@@ -423,6 +441,41 @@ def test_active_shows_the_fitted_parameters() -> None:
         assert torch.equal(pyro.param("loc"), fit.params["loc"])
         assert torch.equal(torch.rand(3), torch.rand(3)) is False
     assert "loc" not in pyro.get_param_store()
+
+
+def test_what_is_done_inside_active_is_forgotten() -> None:
+    fit = ingle.fit(normal_mean, normal_mean_guide, Y, steps=20, optim=ADAM)
+    loc = fit.params["loc"]
+    with fit.active():
+        pyro.get_param_store()["loc"] = torch.tensor(100.0)
+        pyro.param("stray", torch.tensor(1.0))
+        assert torch.equal(fit.params["loc"], loc)
+    assert torch.equal(fit.params["loc"], loc)
+    assert set(fit.params) == {"loc", "scale"}
+
+
+def test_tensors_are_copied() -> None:
+    y = Y.float().requires_grad_()
+    fit = ingle.fit(normal_mean, "normal", y, steps=2)
+    observed = fit.to_arviz(2).observed_data["y"].to_numpy()
+    with torch.no_grad():
+        y.zero_()
+    assert np.array_equal(fit.to_arviz(2).observed_data["y"].to_numpy(), observed)
+    assert y.grad is None
+
+
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
+def test_fit_trains_where_gradients_are_off_outside(outside: Any) -> None:
+    with outside():
+        fit = ingle.fit(normal_mean, normal_mean_guide, Y.clone(), steps=20, optim=ADAM)
+    assert np.array_equal(fit.losses, ingle.fit(normal_mean, normal_mean_guide, Y, steps=20, optim=ADAM).losses)
+
+
+def test_mixed_validation_flags_are_put_back() -> None:
+    with pyro.settings.context(validate_distributions_torch=False):
+        before = pyro.settings.get()
+        ingle.fit(normal_mean, "normal", Y, steps=2).draws(2)
+        assert pyro.settings.get() == before
 
 
 def test_compile_full_is_refused_and_off_is_eager() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ingle.errors import DataError, OptionError, positive_integer
+from ingle.errors import DataError, OptionError
+from ingle.options import positive_integer
 
 __all__ = ["Data", "Minibatches", "read"]
 
@@ -48,13 +49,13 @@ class Data:
         return next((value.device for _, value in self.items() if isinstance(value, Tensor)), None)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Data:
-        """Floating tensors in `dtype`, every tensor on `device`; integers and booleans keep their kind."""
+        """Copies: floating tensors in `dtype`, every tensor on `device`; integers and booleans keep their kind."""
 
         def move(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            moved = value.detach().to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
-            return moved.clone() if moved.is_inference() else moved
+            kind = dtype if value.is_floating_point() else value.dtype
+            return value.detach().to(device=device, dtype=kind, copy=True)
 
         return Data(tuple(map(move, self.args)), {name: move(value) for name, value in self.kwargs.items()})
 
@@ -148,7 +149,9 @@ class Minibatches:
         self._device = device
         self._orders: dict[str, Tensor] = {}
         self._places = dict.fromkeys(self._sizes, 0)
-        self._generators = {name: torch.Generator().manual_seed(seed + place) for place, name in enumerate(self._sizes)}
+        self._generators = {
+            name: torch.Generator().manual_seed(_stream(seed, place)) for place, name in enumerate(self._sizes)
+        }
 
     def next(self) -> dict[str, Tensor]:
         """Rows for one step, int64, shape (B,) or shorter at the end of an epoch, for each plate."""
@@ -178,10 +181,18 @@ class Minibatches:
             generator.set_state(state["generators"][name])
 
 
+def _stream(seed: int, place: int) -> int:
+    """A seed of its own for each plate and each fit, apart from the one of the noise."""
+    return int(np.random.SeedSequence([seed, 1 + place]).generate_state(1, np.uint32)[0])
+
+
 def resolve_batch_size(batch_size: object) -> dict[str, int]:
     """Plate names and positive sizes. Raises `OptionError` for anything else."""
     if batch_size is None:
         return {}
     if not isinstance(batch_size, Mapping):
         raise OptionError(f'batch_size names its plate, as in {{"data": 100}}; got {batch_size!r}')
-    return {str(name): positive_integer(f"batch_size[{name!r}]", size) for name, size in batch_size.items()}
+    for name in batch_size:
+        if not isinstance(name, str):
+            raise OptionError(f"batch_size names its plates, got {name!r}")
+    return {name: positive_integer(f"batch_size[{name!r}]", size) for name, size in batch_size.items()}

@@ -9,7 +9,7 @@ keeps the error of Pyro or torch that it translates as its `__cause__`.
     ├── ProgramError (ValueError)     the model or the guide raised, or the two do not belong together
     └── NonFiniteError (ArithmeticError)   a loss, gradient or parameter became NaN or infinite
 
-A `ProgramError` or `NonFiniteError` that ends a fit after it began carries the `step` and the `fit` so far.
+An error that ends a fit after it began carries the `step` and the `fit` so far.
 
     IngleWarning (UserWarning)
     └── TrainedModuleWarning          a module that another fit has trained is trained on
@@ -17,9 +17,9 @@ A `ProgramError` or `NonFiniteError` that ends a fit after it began carries the 
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,23 +36,11 @@ __all__ = [
     "TrainedModuleWarning",
 ]
 
-_HERE = str(Path(__file__).parent)
+_HERE = str(Path(__file__).parent) + os.sep
 
 
 class IngleError(Exception):
-    """Base of every error that Ingle raises."""
-
-
-class DataError(IngleError, ValueError):
-    """The data cannot be turned into tensors, or do not fit the call of the model."""
-
-
-class OptionError(IngleError, ValueError):
-    """An option of Ingle has a value that it cannot take."""
-
-
-class _FitEndedError(IngleError):
-    """An error that may end a fit after it began.
+    """Base of every error that Ingle raises.
 
     Attributes:
         step: the step at which it happened, counted from 0; None before the first.
@@ -69,11 +57,19 @@ class _FitEndedError(IngleError):
         return type(self), self.args, {"step": self.step, "fit": None}
 
 
-class ProgramError(_FitEndedError, ValueError):
+class DataError(IngleError, ValueError):
+    """The data cannot be turned into tensors, or do not fit the call of the model."""
+
+
+class OptionError(IngleError, ValueError):
+    """An option of Ingle has a value that it cannot take."""
+
+
+class ProgramError(IngleError, ValueError):
     """The model or the guide raised an error, or the two do not belong together."""
 
 
-class NonFiniteError(_FitEndedError, ArithmeticError):
+class NonFiniteError(IngleError, ArithmeticError):
     """A loss, a gradient or a parameter became NaN or infinite."""
 
 
@@ -83,13 +79,6 @@ class IngleWarning(UserWarning):
 
 class TrainedModuleWarning(IngleWarning):
     """A module that another fit has trained is about to be trained on."""
-
-
-def positive_integer(name: str, value: object) -> int:
-    """An option that counts something. Raises `OptionError` for anything but an integer of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-        raise OptionError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
 
 
 def warn(message: str, category: type[IngleWarning]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,29 +17,20 @@ from torch import Tensor
 
 from ingle import results
 from ingle.data import read, resolve_batch_size
-from ingle.engine import EagerEngine, Optimisers, State, resolve_optimisers
-from ingle.errors import (
-    IngleError,
-    IngleWarning,
-    OptionError,
-    ProgramError,
-    TrainedModuleWarning,
-    positive_integer,
-    warn,
-)
-from ingle.objectives import Choice, choose
-from ingle.program import GuideName, Program, build_program
+from ingle.engine import resolve_optimisers
+from ingle.errors import IngleError, OptionError, TrainedModuleWarning, warn
+from ingle.objectives import choose
+from ingle.options import positive_integer
+from ingle.program import GuideName, Program, buffers_kept, build_program, find_modules
 from ingle.progress import Progress
 from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
-from ingle.trust import Decision, Plateau, best_start, find_fault, nonfinite_parameter
+from ingle.training import Stopped, Training
+from ingle.trust import best_start
 from ingle.version import __version__
 
 __all__ = ["Fit", "fit"]
 
 Compile = Literal["auto", "off", "full"]
-Stopped = Literal["steps", "plateau", "budget", "interrupted", "failed"]
-
-_CALL = 50  # steps between two looks: a copy of the state before, losses to the host after
 
 # Module parameters by identity, with what keeps the identity honest: a weak reference to the parameter.
 _trained: dict[int, weakref.ref[Tensor]] = {}
@@ -54,6 +44,7 @@ class Fit:
         losses: the loss (negative ELBO) of each step, in nats, float64, shape (steps,).
         stopped: "steps" (all that were asked for), "plateau" (the rule on the smoothed ELBO), "budget" (the most
             that a fit takes by itself), "interrupted" (Ctrl-C) or "failed" (found on the error that says why).
+        reason: the same in words.
         steps: how many were taken.
         seconds: of wall-clock time that the steps took.
         model: as it was given.
@@ -64,6 +55,7 @@ class Fit:
 
     losses: NDArray[np.float64]
     stopped: Stopped
+    reason: str
     steps: int
     seconds: float
     model: Callable[..., Any]
@@ -83,13 +75,17 @@ class Fit:
     def params(self) -> dict[str, Tensor]:
         """The trained parameters by name, constrained, detached copies."""
         with self._runtime.numerics():
-            constrained = dict(pyro.get_param_store().items())
-        return {name: constrained.get(name, leaf).detach().clone() for name, leaf in self._program.leaves().items()}
+            return self._program.parameters()
 
     @property
     def elbo(self) -> tuple[float, float, int]:
-        """Mean ELBO of the last steps in nats, its standard error, and how many steps: a tenth, at least 100."""
+        """Mean ELBO of the last steps in nats, its standard error, and how many steps: a tenth, at least 100.
+
+        NaN, NaN and 0 where no step was taken.
+        """
         tail = self.losses[-max(len(self.losses) // 10, 100) :]
+        if len(tail) == 0:
+            return math.nan, math.nan, 0
         se = float(tail.std(ddof=1)) / math.sqrt(len(tail)) if len(tail) > 1 else math.nan
         return -float(tail.mean()), se, len(tail)
 
@@ -98,9 +94,9 @@ class Fit:
         """Inside, Pyro's parameter store, default dtype and device are those of the fit.
 
         Any function of the user's then sees the fitted parameters; outside, everything is as it was. The random
-        state is the user's, inside as outside.
+        state is the user's, inside as outside. What is done to the store inside is forgotten on the way out.
         """
-        with self._runtime.numerics():
+        with self._runtime.numerics(forget=True):
             yield
 
     def draws(self, n: int = 1_000, *, seed: int | None = None) -> dict[str, Tensor]:
@@ -196,8 +192,8 @@ def fit(
             "normal", "multivariate_normal", "low_rank", "delta", "laplace", "flow". A discrete latent of finite
             support that the guide leaves out is summed out.
         data: the arguments of model and guide: a mapping (by name), a tuple (by position), or one tensor or
-            array. Floating arrays and tensors take the dtype and device of the fit; integers and booleans keep
-            their kind.
+            array. Tensors and arrays are copied; floating ones take the dtype and device of the fit, integers and
+            booleans keep their kind. Everything else passes untouched.
         objective: a `pyro.infer.ELBO`. None: TraceEnum_ELBO where something is summed out, TraceGraph_ELBO where
             a guide site has no pathwise gradient, Trace_ELBO otherwise.
         optim: a callable from parameters to a `torch.optim.Optimizer`, such as
@@ -248,114 +244,44 @@ def fit(
     rows = resolve_batch_size(batch_size)
     with runtime.scope():
         arguments = arguments.to(runtime.dtype, runtime.device)
-        program = build_program(model, guide, arguments, batch_size=rows, runtime=runtime)
-        choice = choose(objective, program)
-        best_start(program, choice.objective, runtime)
+        with buffers_kept(find_modules(model, guide)):
+            program = build_program(model, guide, arguments, batch_size=rows, runtime=runtime)
+            choice = choose(objective, program)
+            best_start(program, choice.objective, runtime)
+        _warn_of_trained(program)
         runtime.reseed()
-        run = _Run(model, program, choice, optimisers, runtime)
-        with Progress(steps, progress) as bar:
-            stopped = run.train(steps, bar)
-        run.finish()
-        return run.result(stopped)
-
-
-class _Run:
-    """One fit while it runs."""
-
-    def __init__(
-        self, model: Callable[..., Any], program: Program, choice: Choice, optimisers: Optimisers, runtime: Runtime
-    ) -> None:
-        self.model = model
-        self.program = program
-        self.choice = choice
-        self.optimisers = optimisers
-        self.runtime = runtime
-        self.engine = EagerEngine(program, choice.objective, optimisers, runtime)
-        self.losses: list[float] = []
-        self.seconds = 0.0
-        self.notes: list[str] = []
-
-    def train(self, steps: int | None, bar: Progress) -> Stopped:
-        """Advance until the steps are done, the rule says stop, or Ctrl-C."""
-        _warn_of_trained(self.program)
-        bad = nonfinite_parameter(self.program.leaves())
-        if bad is not None:
-            raise ProgramError(f"parameter {bad} is not finite before the first step: start it from a number")
-        rule = Plateau(decays=self.optimisers.decays)
-        start = time.perf_counter()
-        before = self.engine.capture()
+        training = Training(program, choice, optimisers, runtime)
         try:
-            while steps is None or len(self.losses) < steps:
-                before = self.engine.capture()
-                call = _CALL if steps is None else min(_CALL, steps - len(self.losses))
-                losses = self._advance(before, call, start)
-                self.losses.extend(losses)
-                self.seconds = time.perf_counter() - start
-                bar.advance(losses)
-                decision = Decision.GO_ON if steps is not None else rule.look(np.asarray(self.losses))
-                if decision is Decision.DECAY:
-                    self.optimisers.scale_lr(Plateau.FACTOR)
-                elif decision is not Decision.GO_ON:
-                    return "plateau" if decision is Decision.STOP else "budget"
-        except KeyboardInterrupt:
-            if len(self.losses) == before.step:  # inside a call, perhaps inside an update: go back to its start
-                self.engine.restore(before)
-            return "interrupted"
-        return "steps"
-
-    def _advance(self, before: State, steps: int, start: float) -> list[float]:
-        """The losses of one call, all finite; otherwise the error that says what broke it, with the fit so far."""
-        cause, bad = None, None
-        try:
-            losses: list[float] = self.engine.advance(steps).double().tolist()
-            bad = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
-            if bad is None and nonfinite_parameter(self.program.leaves()) is None:
-                return losses
-        except IngleError:
+            with Progress(steps, progress) as bar:
+                training.run(steps, bar)
+            training.finish()
+        except IngleError as error:
+            error.fit = _result(model, training)
+            error.step = error.fit.steps if error.step is None else error.step
             raise
-        except Exception as error:  # model and guide are the user's, and may raise anything
-            cause = error
-        fault, good = find_fault(self.engine, before, steps, seen=bad, raised=cause is not None)
-        self.losses.extend(good)
-        self.seconds = time.perf_counter() - start
-        fault.fit = self.result("failed")
-        raise fault from (fault.__cause__ or cause)
+        return _result(model, training)
 
-    def finish(self) -> None:
-        """Replace the guide where its recipe says so, by the Laplace approximation for one."""
-        finish, data = self.program.recipe.finish, self.program.data
-        if finish is None:
-            return
-        try:
-            self.program.guide = finish(self.program.guide, data.args, data.kwargs)
-        except (RuntimeError, ValueError) as error:
-            note = (
-                "the curvature at the mode is not positive definite, so there is no Laplace approximation: the "
-                "draws are all at the mode. Fit on, or use 'multivariate_normal'"
-            )
-            warn(f"{note} ({error})", IngleWarning)
-            self.notes.append(note)
 
-    def result(self, stopped: Stopped) -> Fit:
-        """The fit as it stands."""
-        return Fit(
-            losses=np.asarray(self.losses, dtype=np.float64),
-            stopped=stopped,
-            steps=len(self.losses),
-            seconds=self.seconds,
-            model=self.model,
-            guide=self.program.guide,
-            objective=self.choice.name,
-            objective_reason=self.choice.reason,
-            optimiser=self.optimisers.description,
-            engine=self.engine.name,
-            dtype=self.runtime.dtype,
-            device=self.runtime.device,
-            seed=self.runtime.seed,
-            notes=tuple(self.notes),
-            _program=self.program,
-            _runtime=self.runtime,
-        )
+def _result(model: Callable[..., Any], training: Training) -> Fit:
+    return Fit(
+        losses=np.asarray(training.losses, dtype=np.float64),
+        stopped=training.stopped,
+        reason=training.reason,
+        steps=len(training.losses),
+        seconds=training.seconds,
+        model=model,
+        guide=training.program.guide,
+        objective=training.choice.name,
+        objective_reason=training.choice.reason,
+        optimiser=training.optimisers.description,
+        engine=training.engine.name,
+        dtype=training.runtime.dtype,
+        device=training.runtime.device,
+        seed=training.runtime.seed,
+        notes=tuple(training.notes),
+        _program=training.program,
+        _runtime=training.runtime,
+    )
 
 
 def _warn_of_trained(program: Program) -> None:

@@ -37,7 +37,7 @@ def resolve_dtype(dtype: object) -> torch.dtype:
 
 
 def resolve_device(device: str | torch.device | None, *, default: torch.device | None = None) -> torch.device:
-    """The device of a fit, tried by allocating nothing on it. Raises `OptionError` where it is not there."""
+    """The device of a fit, tried by putting a number on it. Raises `OptionError` where it is not there."""
     if device is None:
         return default if default is not None else torch.get_default_device()
     try:
@@ -125,12 +125,16 @@ class Runtime:
     parameters: dict[str, Any] = field(default_factory=empty_parameters)
 
     @contextmanager
-    def numerics(self) -> Iterator[None]:
-        """The fit's parameters, default dtype and default device inside; the user's outside."""
+    def numerics(self, *, forget: bool = False) -> Iterator[None]:
+        """The fit's parameters, default dtype and default device inside; the user's outside.
+
+        Args:
+            forget: what is done inside to Pyro's parameter store is not done to the fit's.
+        """
         outside = torch.get_default_dtype()
         with ExitStack() as stack:
             stack.callback(torch.set_default_dtype, outside)
-            stack.enter_context(private_parameters(self.parameters))
+            stack.enter_context(private_parameters(_copied(self.parameters) if forget else self.parameters))
             torch.set_default_dtype(self.dtype)
             if self.device != torch.get_default_device():
                 stack.enter_context(self.device)  # a function mode, which slows every call: only where needed
@@ -159,10 +163,19 @@ class Runtime:
     @contextmanager
     def trial(self) -> Iterator[None]:
         """Inside a scope: parameters made within are forgotten on the way out."""
-        state = pyro.get_param_store().get_state()
-        with private_parameters({"params": dict(state["params"]), "constraints": dict(state["constraints"])}):
+        with private_parameters(_copied(pyro.get_param_store().get_state())):
             yield
 
     def reseed(self, seed: int | None = None) -> None:
-        """Start the random state again, inside a scope."""
-        pyro.set_rng_seed(self.seed if seed is None else seed)
+        """Start the random states again, inside a scope; those of other CUDA devices are left alone."""
+        start = self.seed if seed is None else seed
+        torch.default_generator.manual_seed(start)
+        if self.device.type == "cuda":
+            torch.cuda.init()
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(start)
+        np.random.seed(start)
+        random.seed(start)
+
+
+def _copied(state: Any) -> dict[str, Any]:
+    return {"params": dict(state["params"]), "constraints": dict(state["constraints"])}

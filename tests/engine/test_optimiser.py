@@ -9,6 +9,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.infer
+import pyro.infer.autoguide
 import pyro.optim
 import pytest
 import torch
@@ -31,6 +32,13 @@ def model(y: Tensor) -> None:
 def guide(y: Tensor) -> None:
     loc = pyro.param("loc", torch.tensor(0.0))
     pyro.sample("mu", dist.Normal(loc, pyro.param("scale", torch.tensor(0.3), constraint=constraints.positive)))
+
+
+ADAM = functools.partial(torch.optim.Adam, lr=0.05)
+
+
+def exponential() -> Any:
+    return pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.02}, "gamma": 0.9})
 
 
 def by_name(name: str) -> dict[str, float]:
@@ -58,11 +66,8 @@ def test_pyro_optimisers_move_as_in_pyro(name: str) -> None:
 
 
 def test_pyro_schedule_advances_once_a_step() -> None:
-    def schedule() -> Any:
-        return pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.02}, "gamma": 0.9})
-
-    fit = ingle.fit(model, guide, Y, optim=schedule(), steps=30, dtype=torch.float64)
-    losses, _ = pyro_svi(schedule(), 30, each_step=lambda optim: optim.step())
+    fit = ingle.fit(model, guide, Y, optim=exponential(), steps=30, dtype=torch.float64)
+    losses, _ = pyro_svi(exponential(), 30, each_step=lambda optim: optim.step())
     np.testing.assert_allclose(fit.losses, losses, rtol=1e-11)
 
 
@@ -135,6 +140,97 @@ def test_parameters_that_appear_later_are_trained() -> None:
 
     fit = ingle.fit(model, late, Y, optim=functools.partial(torch.optim.Adam, lr=0.05), steps=100)
     assert float(fit.params["late"]) != 0.0
+
+
+def test_late_parameter_is_forgotten_where_a_call_is_taken_back() -> None:
+    """Ctrl-C in the call in which a parameter first appears: the fit is as it was before that call."""
+    calls = iter(range(10**6))
+
+    def late(y: Tensor) -> None:
+        call = next(calls)
+        if call == 130:
+            raise KeyboardInterrupt
+        extra = pyro.param("late", torch.tensor(1.0)) if call > 110 else 0.0
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)) + extra, 0.3))
+
+    for optim in (None, ADAM, pyro.optim.Adam({"lr": 0.05}), exponential()):
+        calls = iter(range(10**6))
+        fit = ingle.fit(model, late, Y, optim=optim, steps=300)
+        assert fit.stopped == "interrupted"
+        assert set(fit.params) == {"loc", "noise"}
+        calls = iter(range(10**6))
+        whole = ingle.fit(model, late, Y, optim=optim, steps=fit.steps)
+        assert np.array_equal(fit.losses, whole.losses)
+
+
+def test_tensor_under_two_names_moves_once() -> None:
+    """A net that the model registers as one module and the guide as another is one set of parameters."""
+    moves = []
+    for names in (("net", "net"), ("net", "encoder")):
+        net = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(net.weight)
+
+        def shared_model(y: Tensor, name: str = names[0], net: torch.nn.Module = net) -> None:
+            pyro.module(name, net)
+            mu = pyro.sample("mu", dist.Normal(net(torch.ones(1))[0], 1.0))
+            with pyro.plate("data", len(y)):
+                pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+        def shared_guide(y: Tensor, name: str = names[1], net: torch.nn.Module = net) -> None:
+            pyro.module(name, net)
+            pyro.sample("mu", dist.Normal(net(torch.ones(1))[0], 0.5))
+
+        fit = ingle.fit(shared_model, shared_guide, Y, optim=functools.partial(torch.optim.SGD, lr=1e-3), steps=3)
+        assert len(fit.params) == 1
+        moves.append(net.weight.item())
+    assert moves[0] == moves[1] != 1.0
+
+
+def test_messenger_guide_leaves_the_model_its_optimiser() -> None:
+    still = {"model": functools.partial(torch.optim.SGD, lr=0.0), "guide": ADAM}
+    fit = ingle.fit(model, pyro.infer.autoguide.AutoNormalMessenger, Y, optim=still, steps=20)
+    assert float(fit.params["noise"]) == pytest.approx(1.0)
+
+
+def test_default_may_stand_in_the_mapping_and_decays() -> None:
+    fit = ingle.fit(model, guide, Y, optim={"model": None, "guide": None})
+    assert "at each of" in fit.reason
+    fit = ingle.fit(model, guide, Y, optim={"model": None, "guide": None}, guide_steps=5, steps=100)
+    assert "5 guide steps" in fit.optimiser
+
+
+def test_gradient_left_on_a_module_is_no_gradient_of_the_fit() -> None:
+    losses = []
+    for left in (False, True):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(1, 1)
+        if left:
+            (100 * net(torch.ones(1))).sum().backward()
+
+        def with_net(y: Tensor, net: torch.nn.Module = net) -> None:
+            pyro.module("net", net)
+            mu = pyro.sample("mu", dist.Normal(net(torch.ones(1))[0], 1.0))
+            with pyro.plate("data", len(y)):
+                pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+        losses.append(
+            ingle.fit(with_net, "normal", Y, optim=functools.partial(torch.optim.SGD, lr=1e-2), steps=5).losses
+        )
+    assert np.array_equal(*losses)
+
+
+def test_optimiser_that_fails_midway_keeps_the_fit() -> None:
+    class Failing(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            self.count = getattr(self, "count", 0) + 1
+            if self.count == 70:
+                raise RuntimeError("tired")
+            return super().step(closure)
+
+    with pytest.raises(ingle.OptionError, match="Failing cannot take a step: tired") as caught:
+        ingle.fit(model, guide, Y, optim=functools.partial(Failing, lr=1e-3), steps=100)
+    assert caught.value.fit is not None
+    assert caught.value.fit.steps == 50
 
 
 @pytest.mark.parametrize("optim", [None, functools.partial(torch.optim.Adam, lr=0.1), pyro.optim.Adam({"lr": 0.1})])

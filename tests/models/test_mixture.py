@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.infer
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture as Peer
@@ -43,3 +44,11 @@ def test_three_components_are_found_as_scikit_learn_finds_them() -> None:
     nearest = torch.cdist(ours, theirs).min(dim=1)
     assert sorted(nearest.indices.tolist()) == [0, 1, 2]
     assert float(nearest.values.max()) < 0.1
+
+
+def test_particles_may_be_vectorised() -> None:
+    objective = pyro.infer.TraceEnum_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    model = GaussianMixture(2)
+    for guide in ("normal", GaussianMixtureGuide(model)):
+        fit = ingle.fit(model, guide, old_faithful(), objective=objective, batch_size={"point": 33}, steps=3)
+        assert fit.steps == 3

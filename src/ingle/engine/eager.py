@@ -30,14 +30,17 @@ class EagerEngine:
         self._runtime = runtime
         self._batches = Minibatches(program.batch_sizes, seed=runtime.seed, device=runtime.device)
         self._model, self._guide = program.observing_model, program.observing_guide
+        self._buffers = [buffer for module in program.modules() for buffer in module.buffers()]
         self._particles = getattr(objective, "particles", None)
 
     def advance(self, steps: int) -> Tensor:
-        """Take `steps` steps and return their losses, shape (steps,), on the device of the fit."""
+        """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit."""
         return torch.stack([self._advance() for _ in range(steps)])
 
     def _advance(self) -> Tensor:
         if self.step == 0:
+            for leaf in self.program.leaves().values():
+                leaf.grad = None  # what the user left on a module is no gradient of this fit
             with validation(True), self.program.explained("model or guide"):
                 loss = self.differentiate()
         else:
@@ -62,7 +65,7 @@ class EagerEngine:
 
     def update(self) -> None:
         """Move the parameters by the gradients that are there."""
-        self.optimisers.step(self.program.model_leaves.by_name, self.program.guide_leaves.by_name)
+        self.optimisers.step(*self.program.sides())
         self.step += 1
 
     def capture(self) -> State:
@@ -70,6 +73,7 @@ class EagerEngine:
         return State(
             step=self.step,
             leaves={name: leaf.detach().clone() for name, leaf in self.program.leaves().items()},
+            buffers=[buffer.clone() for buffer in self._buffers],
             optimisers=self.optimisers.capture(),
             random=RandomState.capture(self._runtime.device),
             rows=self._batches.capture(),
@@ -77,11 +81,15 @@ class EagerEngine:
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
-        """Go back to a captured state. A parameter that came after it is kept as it is."""
-        for name, leaf in self.program.leaves().items():
+        """Go back to a captured state; a parameter that came after it is forgotten."""
+        for leaf in self.program.leaves().values():
             leaf.grad = None
-            if name in state.leaves:
-                leaf.copy_(state.leaves[name])
+        if set(self.program.leaves()) != set(state.leaves):
+            self.program.keep_leaves(state.leaves)
+        for name, leaf in self.program.leaves().items():
+            leaf.copy_(state.leaves[name])
+        for buffer, before in zip(self._buffers, state.buffers, strict=True):
+            buffer.copy_(before)
         self.optimisers.restore(state.optimisers)
         state.random.restore()
         self._batches.restore(state.rows)

@@ -13,20 +13,26 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from ingle.errors import OptionError, positive_integer
+from ingle.errors import OptionError
+from ingle.options import positive_integer
 
-__all__ = ["DEFAULT_LR", "Optimisers", "resolve_optimisers"]
+__all__ = ["Optimisers", "resolve_optimisers"]
 
 DEFAULT_LR = 0.02
 _FINAL_SHARE = 0.05  # of the default learning rate, reached at the last of a given number of steps
 
 
 class _Group:
-    """One torch optimiser over all leaves of a side; leaves that appear later join it."""
+    """One torch optimiser over all leaves of a side; leaves that appear later join it.
 
-    def __init__(self, build: Callable[..., Any], label: str) -> None:
+    Attributes:
+        decays: the learning rate is Ingle's to lower.
+    """
+
+    def __init__(self, build: Callable[..., Any], label: str, *, decays: bool = False) -> None:
         self._build = build
         self._label = label
+        self.decays = decays
         self.optimiser: torch.optim.Optimizer | None = None
         self._known: dict[str, Tensor] = {}
 
@@ -35,10 +41,14 @@ class _Group:
         if self.optimiser is None:
             return
         try:
-            self.optimiser.step()
-        except (RuntimeError, TypeError, ValueError) as error:
+            self._step(self.optimiser)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise OptionError(f"{self._label}: {type(self.optimiser).__name__} cannot take a step: {error}") from error
-        self.optimiser.zero_grad(set_to_none=True)
+        for leaf in leaves.values():
+            leaf.grad = None
+
+    def _step(self, optimiser: torch.optim.Optimizer) -> None:
+        optimiser.step()
 
     def _join(self, leaves: Mapping[str, Tensor]) -> None:
         fresh = {name: leaf for name, leaf in leaves.items() if self._known.get(name) is not leaf}
@@ -52,6 +62,8 @@ class _Group:
             else:
                 for entry in entries:
                     self.optimiser.add_param_group(entry if isinstance(entry, dict) else {"params": [entry]})
+                    if self.decays:
+                        self.optimiser.param_groups[-1]["lr"] = self.optimiser.param_groups[0]["lr"]
         except OptionError:
             raise
         except Exception as error:  # the callable is the user's, and may raise anything
@@ -72,17 +84,19 @@ class _Group:
         return optimiser
 
     def scale_lr(self, factor: float) -> None:
-        for group in self.optimiser.param_groups if self.optimiser is not None else ():
+        for group in self.optimiser.param_groups if self.optimiser is not None and self.decays else ():
             group["lr"] *= factor
 
     def capture(self) -> Any:
-        return None if self.optimiser is None else copy.deepcopy(self.optimiser.state_dict())
+        return dict(self._known), None if self.optimiser is None else _copied(self.optimiser.state_dict())
 
     def restore(self, state: Any) -> None:
-        if state is None:
+        known, of_optimiser = state
+        if set(known) != set(self._known):  # leaves joined since: the optimiser is built again without them
             self.optimiser, self._known = None, {}
-        elif self.optimiser is not None:
-            self.optimiser.load_state_dict(copy.deepcopy(state))
+            self._join(known)
+        if self.optimiser is not None and of_optimiser is not None:
+            self.optimiser.load_state_dict(_copied(of_optimiser))
 
 
 class _PyroGroup(_Group):
@@ -117,15 +131,14 @@ class _PyroGroup(_Group):
         if isinstance(self._described, PyroLRScheduler):
             self._scheduler = self._described.pt_scheduler_constructor(self.optimiser, **self._described.kwargs)
 
-    def step(self, leaves: Mapping[str, Tensor]) -> None:
-        self._join(leaves)
+    def _step(self, optimiser: torch.optim.Optimizer) -> None:
         for leaf, clip in self._clips:
             if leaf.grad is not None:
                 if clip.get("clip_norm") is not None:
                     clip_grad_norm_(leaf, clip["clip_norm"])
                 if clip.get("clip_value") is not None:
                     clip_grad_value_(leaf, clip["clip_value"])
-        super().step(leaves)
+        optimiser.step()
         if self._scheduler is not None:
             self._scheduler.step()
 
@@ -134,10 +147,10 @@ class _PyroGroup(_Group):
         return super().capture(), schedule
 
     def restore(self, state: Any) -> None:
+        if set(state[0][0]) != set(self._known):
+            self._clips, self._scheduler = [], None
         super().restore(state[0])
-        if state[1] is None:
-            self._scheduler = None
-        elif self._scheduler is not None:
+        if self._scheduler is not None and state[1] is not None:
             self._scheduler.load_state_dict(copy.deepcopy(state[1]))
 
 
@@ -147,31 +160,31 @@ class Optimisers:
     Attributes:
         description: for the card.
         guide_steps: the guide moves at every step, the model at every `guide_steps`-th.
-        decays: the learning rate is Ingle's to lower, because the user named no optimiser.
+        decays: some learning rate is Ingle's to lower, because the user named no optimiser for it.
     """
 
-    def __init__(self, groups: Mapping[str, _Group], *, guide_steps: int, description: str, decays: bool) -> None:
+    def __init__(self, groups: Mapping[str, _Group], *, guide_steps: int, description: str) -> None:
         self._groups = dict(groups)
         self.guide_steps = guide_steps
         self.description = description
-        self.decays = decays
+        self.decays = any(group.decays for group in groups.values())
         self._taken = 0
 
     def step(self, model_leaves: Mapping[str, Tensor], guide_leaves: Mapping[str, Tensor]) -> None:
-        """One update from the gradients that are there; a leaf of both sides goes with the guide."""
+        """One update from the gradients that are there, which are used up; no leaf is on both sides."""
         self._taken += 1
         if "both" in self._groups:
             self._groups["both"].step({**model_leaves, **guide_leaves})
             return
         self._groups["guide"].step(guide_leaves)
-        only_model = {name: leaf for name, leaf in model_leaves.items() if name not in guide_leaves}
         if self._taken % self.guide_steps == 0:
-            self._groups["model"].step(only_model)
-        for leaf in only_model.values():
-            leaf.grad = None
+            self._groups["model"].step(model_leaves)
+        else:
+            for leaf in model_leaves.values():
+                leaf.grad = None
 
     def scale_lr(self, factor: float) -> None:
-        """Multiply every learning rate."""
+        """Multiply the learning rates that are Ingle's to lower."""
         for group in self._groups.values():
             group.scale_lr(factor)
 
@@ -191,7 +204,8 @@ def resolve_optimisers(optim: object, *, guide_steps: object, steps: int | None)
 
     Args:
         optim: a callable from parameters to a `torch.optim.Optimizer`, a Pyro optimiser, a mapping with one of
-            these for "model" and one for "guide", or None for ClippedAdam at 0.02, decaying.
+            these for "model" and one for "guide", or None for ClippedAdam at 0.02, decaying; None may also stand
+            in the mapping.
         guide_steps: updates of the guide for each of the model.
         steps: of the fit, over which the default decays; None leaves the decay to the stopping rule.
 
@@ -206,19 +220,21 @@ def resolve_optimisers(optim: object, *, guide_steps: object, steps: int | None)
         sides = dict(optim)
     elif repeats > 1:
         sides = {"model": optim, "guide": optim}
-    decay = 1.0 if steps is None else _FINAL_SHARE ** (1 / steps)
-    groups = {side: _group(given, "optim" if side == "both" else f"optim[{side!r}]", decay)
-              for side, given in sides.items()}  # fmt: skip
+    groups = {}
+    for side, given in sides.items():
+        updates = None if steps is None else max(1, steps // repeats if side == "model" else steps)
+        decay = 1.0 if updates is None else _FINAL_SHARE ** (1 / updates)
+        groups[side] = _group(given, "optim" if side == "both" else f"optim[{side!r}]", decay)
     names = {side: _name(given, steps) for side, given in sides.items()}
     description = names["both"] if "both" in names else f"model {names['model']}, guide {names['guide']}"
     if repeats > 1:
         description += f", {repeats} guide steps for each of the model"
-    return Optimisers(groups, guide_steps=repeats, description=description, decays=optim is None)
+    return Optimisers(groups, guide_steps=repeats, description=description)
 
 
 def _group(given: object, label: str, decay: float) -> _Group:
     if given is None:
-        return _Group(lambda leaves: ClippedAdam(leaves, lr=DEFAULT_LR, lrd=decay), label)
+        return _Group(lambda leaves: ClippedAdam(leaves, lr=DEFAULT_LR, lrd=decay), label, decays=True)
     if isinstance(given, PyroOptim):
         if getattr(given, "pt_scheduler_constructor", None) is torch.optim.lr_scheduler.ReduceLROnPlateau:
             raise OptionError(f"{label}: ReduceLROnPlateau wants a metric at each step, which SVI does not offer")
@@ -245,3 +261,14 @@ def _name(given: object, steps: int | None) -> str:
     if isinstance(given, PyroOptim):
         return getattr(given.pt_optim_constructor, "__name__", type(given).__name__)
     return getattr(getattr(given, "func", given), "__name__", type(given).__name__)
+
+
+def _copied(state: Any) -> Any:
+    """A state dict with its tensors copied."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {name: _copied(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_copied(value) for value in state)
+    return state

@@ -14,10 +14,14 @@ __all__ = ["Engine", "State"]
 
 @dataclass(frozen=True)
 class State:
-    """All that the next step depends on: parameters, optimisers, random states, the place in the data."""
+    """All that the next step depends on: parameters, buffers of modules, optimisers, random states, rows to come.
+
+    A state that a program keeps in Python of its own is not here.
+    """
 
     step: int
     leaves: dict[str, Tensor]
+    buffers: list[Tensor]
     optimisers: Any
     random: RandomState
     rows: Any
@@ -30,9 +34,10 @@ class Engine(Protocol):
     """
 
     name: str
+    step: int
 
     def advance(self, steps: int) -> Tensor:
-        """Take `steps` steps and return their losses, shape (steps,), on the device of the fit."""
+        """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit."""
 
     def capture(self) -> State:
         """The state before the next step, copied."""

@@ -30,7 +30,11 @@ class Trace_ELBO(pyro.infer.Trace_ELBO):
     def particles(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each particle its share of the loss and the surrogate to differentiate, both scalars.
+        """For each particle its share of the loss, in nats, and the surrogate to differentiate, both scalars.
+
+        Args:
+            model, guide: callables with Pyro statements.
+            *args, **kwargs: of both.
 
         The shares add up to the loss. Differentiating one surrogate before asking for the next keeps one
         particle's graph in memory at a time.

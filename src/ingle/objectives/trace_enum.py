@@ -28,7 +28,12 @@ class TraceEnum_ELBO(pyro.infer.TraceEnum_ELBO):
     def particles(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each particle its share of the loss and the surrogate to differentiate, both scalars."""
+        """For each particle its share of the loss, in nats, and the surrogate to differentiate, both scalars.
+
+        Args:
+            model, guide: callables with Pyro statements.
+            *args, **kwargs: of both.
+        """
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             elbo = _compute_dice_elbo(model_trace, guide_trace)
             if is_identically_zero(elbo):

@@ -1,8 +1,8 @@
 """A model and a guide as one program: its sites, its guides by name, and the handlers around it."""
 
-from ingle.program.explain import explained
 from ingle.program.guides import GuideName
-from ingle.program.program import Program, build_program, downstream_of_enumerated, set_guide
+from ingle.program.modules import buffers_kept, find_modules
+from ingle.program.program import Program, build_program, set_guide
 from ingle.program.sites import Plate, Site
 
 __all__ = [
@@ -10,8 +10,8 @@ __all__ = [
     "Plate",
     "Program",
     "Site",
+    "buffers_kept",
     "build_program",
-    "downstream_of_enumerated",
-    "explained",
+    "find_modules",
     "set_guide",
 ]

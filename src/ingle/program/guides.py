@@ -85,7 +85,7 @@ def resolve_guide(
     ready: Callable[..., Any] = guide
     if isinstance(ready, autoguide.AutoGuide):
         _prepare(ready, sites, batched)
-        return GuideRecipe(f"{type(ready).__name__} instance", lambda start: ready)
+        return GuideRecipe(f"{type(ready).__name__} instance", lambda start: ready, finish=_finish(type(ready)))
     return GuideRecipe(getattr(ready, "__name__", type(ready).__name__), lambda start: ready)
 
 
@@ -125,7 +125,7 @@ def _automatic(
         cls.__name__ if name is None else f"{name!r} ({cls.__name__})",
         make,
         takes_start=name is not None and name != "flow",
-        finish=_laplace if issubclass(cls, autoguide.AutoLaplaceApproximation) else None,
+        finish=_finish(cls),
     )
 
 
@@ -138,6 +138,10 @@ def _options(name: str | None, start: Mapping[str, Tensor] | None) -> dict[str, 
     if name in ("normal", "multivariate_normal", "low_rank"):
         options["init_scale"] = INIT_SCALE
     return options
+
+
+def _finish(cls: type) -> Any:
+    return _laplace if issubclass(cls, autoguide.AutoLaplaceApproximation) else None
 
 
 def _laplace(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
@@ -165,8 +169,16 @@ def _prepare(guide: Any, sites: Sequence[Site], batched: Sequence[str]) -> None:
             "build it for one minibatch alone. Use 'normal' or 'delta', a guide of your own, or no minibatches"
         )
     drawn: dict[str, Plate] = {plate.name: plate for _, plate in local if plate.name in batched}
-    if isinstance(guide, autoguide.AutoGuide) and drawn and guide.create_plates is None:
+    if isinstance(guide, autoguide.AutoGuide) and drawn and isinstance(guide.create_plates, (_FullPlates, type(None))):
         # Without this an AutoGuide draws rows of its own, other than the model's (pyro issue 3468).
-        guide.create_plates = lambda *args, **kwargs: [
-            pyro.plate(plate.name, plate.full_size, dim=plate.dim) for plate in drawn.values()
-        ]
+        guide.create_plates = _FullPlates(tuple(drawn.values()))
+
+
+@dataclass(frozen=True)
+class _FullPlates:
+    """Plates of full size for an automatic guide; those of an earlier fit are replaced by the next one's."""
+
+    plates: tuple[Plate, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return [pyro.plate(plate.name, plate.full_size, dim=plate.dim) for plate in self.plates]

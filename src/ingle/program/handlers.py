@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro
@@ -77,6 +77,7 @@ class Leaves(Messenger):
         self.dtype, self.device = dtype, device
         self.by_name: dict[str, Tensor] = {}
         self.constraints: dict[str, Any] = {}
+        self.version = 0  # grows when `by_name` changes
         self._names: dict[int, str] = {}
 
     def _pyro_param(self, msg: Any) -> None:
@@ -106,12 +107,14 @@ class Leaves(Messenger):
         name = self._names.get(id(leaf), msg["name"])  # a module inside a module is read under both names
         if self.by_name.get(name) is not leaf:
             name = msg["name"]
-        self._names[id(leaf)], self.by_name[name] = name, leaf
+            self._names[id(leaf)], self.by_name[name] = name, leaf
+            self.version += 1
 
-    def forget(self) -> None:
-        """Start from nothing again."""
-        self.by_name.clear()
-        self._names.clear()
+    def keep(self, names: Collection[str]) -> None:
+        """Forget every parameter but these."""
+        self.by_name = {name: leaf for name, leaf in self.by_name.items() if name in names}
+        self._names = {id(leaf): name for name, leaf in self.by_name.items()}
+        self.version += 1
 
 
 class Watch(Messenger):

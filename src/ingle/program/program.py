@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -24,11 +23,12 @@ from ingle.errors import OptionError, ProgramError
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe, resolve_guide
 from ingle.program.handlers import Leaves, ProbeRows, Rows
+from ingle.program.modules import find_modules
 from ingle.program.sites import Site, read_sites
 from ingle.program.typical import drawn_value, typical_value
 from ingle.runtime import Runtime, validation
 
-__all__ = ["Program", "build_program", "downstream_of_enumerated", "set_guide"]
+__all__ = ["Program", "build_program", "set_guide"]
 
 
 @dataclass
@@ -45,7 +45,8 @@ class Program:
         batch_sizes: for each plate whose rows come from outside, its full size N and its batch size B.
         model_sites, guide_sites: as one run showed them, with the first B rows of each named plate.
         enumerated: the discrete latents that the guide leaves out, which the objective sums over.
-        model_leaves, guide_leaves: the parameters that each side read in its last run, by name, unconstrained.
+        model_leaves, guide_leaves: every parameter that each side has read, by name, unconstrained.
+        hidden: the deterministic sites whose value depends on a latent that is summed out.
     """
 
     model: Callable[..., Any]
@@ -60,6 +61,8 @@ class Program:
     enumerated: tuple[str, ...]
     model_leaves: Leaves
     guide_leaves: Leaves
+    hidden: frozenset[str] = frozenset()
+    _sides: tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
     @property
     def latents(self) -> tuple[Site, ...]:
@@ -94,8 +97,8 @@ class Program:
         return explained(role, self.data, batched=tuple(self.batch_sizes))
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        """The modules that model and guide are, or are methods of."""
-        return _modules(self.model, self.guide)
+        """The modules behind model and guide."""
+        return find_modules(self.model, self.guide)
 
     def trace_guide(self) -> Any:
         """One run of the guide, as a Pyro trace."""
@@ -106,9 +109,32 @@ class Program:
             return messenger.get_traces()[1]
         return poutine.trace(self.observing_guide).get_trace(*args, **kwargs)
 
+    def sides(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Parameters of the model and of the guide by name, unconstrained, each tensor once.
+
+        One that both read goes with the guide; with the model where the guide is a messenger, which runs the
+        model itself and so reads all of the model's.
+        """
+        versions = (self.model_leaves.version, self.guide_leaves.version)
+        if self._sides is None or self._sides[0] != versions:
+            model, guide = self.model_leaves.by_name, self.guide_leaves.by_name
+            if isinstance(poutine.unwrap(self.guide), GuideMessenger):
+                guide = _without(guide, model)
+            self._sides = versions, _without(model, guide), dict(guide)
+        return self._sides[1], self._sides[2]
+
     def leaves(self) -> dict[str, Tensor]:
-        """Every parameter of the program by name, unconstrained; the guide's stands where both read one."""
-        return {**self.model_leaves.by_name, **self.guide_leaves.by_name}
+        """Every parameter of the program by name, unconstrained, each tensor once."""
+        model, guide = self.sides()
+        return {**model, **guide}
+
+    def keep_leaves(self, names: Collection[str]) -> None:
+        """Forget every parameter but these, in Pyro's store too; it is made anew where it is next read."""
+        store = pyro.get_param_store()
+        for name in [name for name in self.leaves() if name not in names and name in store]:
+            del store[name]
+        self.model_leaves.keep(names)
+        self.guide_leaves.keep(names)
 
     def parameters(self) -> dict[str, Tensor]:
         """Every parameter by name, constrained, a detached copy. Runs where the fit's parameter store is Pyro's."""
@@ -156,7 +182,7 @@ def build_program(
         raise OptionError(f"model must be a callable with Pyro statements, got {model!r}")
     _refuse_name_clash(model, guide)
     data = check_call("model", model, data)
-    for module in _modules(model, guide):
+    for module in find_modules(model, guide):
         module.to(dtype=runtime.dtype, device=runtime.device)
 
     model_leaves, guide_leaves = (Leaves(runtime.dtype, runtime.device) for _ in range(2))
@@ -189,7 +215,7 @@ def build_program(
     )
     with runtime.trial():
         set_guide(program)
-    guide_leaves.forget()
+    guide_leaves.keep(())
     if not program.latents and not model_leaves.by_name:
         raise ProgramError(
             "the model has no latent sample site and no parameter, so there is nothing to fit: "
@@ -206,14 +232,16 @@ def build_program(
         program.model = poutine.infer_config(
             model, config_fn=lambda site: {"enumerate": "parallel"} if site["name"] in names else {}
         )
+        program.hidden = _downstream_of_enumerated(program)
     return program
 
 
-def set_guide(program: Program, start: Mapping[str, Tensor] | None = None) -> None:
+def set_guide(program: Program, start: Mapping[str, Tensor] | None = None, *, check: bool = True) -> None:
     """Make the guide from its recipe, from `start` where the recipe takes one, and run it once."""
     program.guide = program.recipe.make(start)
-    check_call("guide", program.guide, program.data)
-    with validation(True), torch.no_grad(), program.probe, program.explained("guide"):
+    if check:
+        check_call("guide", program.guide, program.data)
+    with validation(check), torch.no_grad(), program.probe, program.explained("guide"):
         trace: Any = program.trace_guide()
         trace.compute_log_prob()
     program.guide_sites = read_sites(trace)
@@ -229,18 +257,20 @@ class _Provenance(Messenger):
             msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 
-def downstream_of_enumerated(program: Program) -> frozenset[str]:
-    """The deterministic sites whose value depends on a latent that is summed out."""
-    if not program.enumerated:
-        return frozenset()
-    data = program.data
-    with torch.no_grad(), program.probe, _Provenance(program.enumerated):
+def _downstream_of_enumerated(program: Program) -> frozenset[str]:
+    data, typical = program.data, InitMessenger(typical_value)
+    with torch.no_grad(), program.probe, typical, _Provenance(program.enumerated), program.explained("model"):
         trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
     return frozenset(
         site.name
         for site in program.model_sites
         if site.kind == "deterministic" and get_provenance(trace.nodes[site.name]["value"])
     )
+
+
+def _without(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    taken = {id(leaf) for leaf in theirs.values()}
+    return {name: leaf for name, leaf in ours.items() if id(leaf) not in taken}
 
 
 def _match(program: Program) -> tuple[str, ...]:
@@ -313,14 +343,3 @@ def _refuse_name_clash(model: object, guide: object) -> None:
             f"model and guide are modules that both have a parameter {clash[0]!r}, and Pyro would train one tensor "
             'for the two. Give one a name: `super().__init__(name="guide")` in the PyroModule of the guide'
         )
-
-
-def _modules(*programs: object) -> tuple[torch.nn.Module, ...]:
-    found: list[torch.nn.Module] = []
-    for program in programs:
-        while isinstance(program, functools.partial):
-            program = program.func
-        owner = getattr(program, "__self__", program)
-        if isinstance(owner, torch.nn.Module) and not any(owner is other for other in found):
-            found.append(owner)
-    return tuple(found)

@@ -38,6 +38,7 @@ class Site:
         kind: what the site is for: latent, observed, deterministic, or auxiliary (in the guide alone).
         distribution: the name of its distribution's class.
         batch_shape, event_shape: of its distribution, under the rows of the run.
+        value_shape: of its value; the two together, except that a value may broadcast.
         plates: around it, outermost last, as Pyro keeps them.
         discrete: its support is discrete.
         enumerable: its support is finite and can be summed over.

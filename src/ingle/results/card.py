@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from ingle.program import Program, Site
-from ingle.trust import Plateau, trend
+from ingle.trust import trend
 
 if TYPE_CHECKING:
     from ingle.fit import Fit
 
-__all__ = ["card", "still_rising"]
+__all__ = ["card"]
 
 
 def card(fit: Fit, program: Program) -> str:
@@ -29,7 +30,7 @@ def card(fit: Fit, program: Program) -> str:
             f"  minibatch   {batch} of {full} rows of plate {plate!r} a step"
             for plate, (full, batch) in program.batch_sizes.items()
         ),
-        f"  stopped     {_stopped(fit)}",
+        f"  stopped     after {fit.steps:,} steps in {fit.seconds:.1f} s: {fit.reason}",
     ]
     if fit.steps:
         mean, se, window = fit.elbo
@@ -37,12 +38,6 @@ def card(fit: Fit, program: Program) -> str:
     lines.append(f"  converged   {_converged(fit)}")
     lines.extend(f"  note        {note}" for note in fit.notes)
     return "\n".join(lines)
-
-
-def still_rising(fit: Fit) -> bool | None:
-    """Whether the ELBO rose by more than noise over the last fifth of the steps; None where they are too few."""
-    tail = trend(fit.losses[-max(len(fit.losses) // 5, 40) :])
-    return None if tail.se != tail.se else tail.falling
 
 
 def _latents(program: Program) -> str:
@@ -53,28 +48,15 @@ def _latents(program: Program) -> str:
     return f"{len(sites)} latent {'site' if len(sites) == 1 else 'sites'} ({shown})"
 
 
-def _stopped(fit: Fit) -> str:
-    pace = f"{fit.steps:,} steps in {fit.seconds:.1f} s"
-    reasons = {
-        "steps": f"after the {pace} that were asked for",
-        "plateau": f"after {pace}: the smoothed ELBO levelled off"
-        + (f" at each of {Plateau.LEVELS} learning rates" if fit.optimiser.startswith("ClippedAdam at") else ""),
-        "budget": f"after {pace}, the most that a fit takes by itself",
-        "interrupted": f"interrupted after {pace}",
-        "failed": f"after {pace}, before a step that failed",
-    }
-    return reasons[fit.stopped]
-
-
 def _converged(fit: Fit) -> str:
-    rising = still_rising(fit)
+    """In words, from the rule that stopped the fit and the course of the ELBO over its last fifth."""
+    last = trend(fit.losses[-max(len(fit.losses) // 5, 40) :])
     if fit.stopped == "plateau":
         return "by the plateau rule on the ELBO; how near the guide is to the posterior was not checked"
-    if rising is None:
+    if math.isnan(last.se):
         return "not known: too few steps to tell"
-    if rising:
-        fall = trend(fit.losses[-max(len(fit.losses) // 5, 40) :]).fall
-        return f"no: the ELBO still rose by {fall:.2g} nats within the last fifth of the steps; give it more"
+    if last.falling:
+        return f"no: the ELBO still rose by {last.fall:.2g} nats within the last fifth of the steps; give it more"
     if fit.stopped == "steps":
         return "the ELBO did not rise in the last fifth of the steps; how near the posterior is was not checked"
-    return "not known: the fit was stopped from outside its own rule"
+    return "not known: the fit was stopped before its end"

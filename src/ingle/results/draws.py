@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ingle.program import Program, Site, downstream_of_enumerated
+from ingle.program import Program, Site, buffers_kept
 from ingle.results.vectorise import repeat
 
 __all__ = ["drawn_sites", "observations", "posterior", "predictive_sites"]
@@ -26,7 +25,7 @@ def drawn_sites(program: Program) -> tuple[Site, ...]:
     Left out are latents that are summed out and deterministic sites that depend on them, and sites inside a
     plate that draws rows by itself, because each run has other rows there.
     """
-    hidden = {*program.enumerated, *downstream_of_enumerated(program)}
+    hidden = {*program.enumerated, *program.hidden}
     return tuple(
         site
         for site in program.model_sites
@@ -61,27 +60,16 @@ def posterior(program: Program, n: int, *, predictive: bool = False) -> dict[str
         model_trace: Any = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
         return {name: model_trace.nodes[name]["value"] for name in names}
 
-    with torch.no_grad(), _kept(program), program.explained("model or guide"):
+    with torch.no_grad(), buffers_kept(program.modules()), program.explained("model or guide"):
         return repeat(run, n, chunk=max(1, min(n, _ELEMENTS // _elements(program))))
 
 
 def observations(program: Program) -> dict[str, Tensor]:
     """The observed value of every site of `predictive_sites`, all rows."""
     data = program.data
-    with torch.no_grad(), _kept(program), program.explained("model"):
+    with torch.no_grad(), buffers_kept(program.modules()), program.explained("model"):
         trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
     return {site.name: trace.nodes[site.name]["value"] for site in predictive_sites(program)}
-
-
-@contextmanager
-def _kept(program: Program) -> Iterator[None]:
-    """Running statistics of the program's modules are afterwards what they were."""
-    kept = [(buffer, buffer.clone()) for module in program.modules() for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, before in kept:
-            buffer.copy_(before)
 
 
 class _Unobserve(Messenger):

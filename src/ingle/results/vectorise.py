@@ -82,10 +82,10 @@ class _DirichletByGamma(Messenger):
 
 
 def _shares(concentration: Tensor) -> Tensor:
-    tiny = torch.finfo(concentration.dtype).tiny
-    gammas = torch.distributions.Gamma(concentration, torch.ones_like(concentration)).sample().clamp(min=tiny)
-    shares: Tensor = gammas / gammas.sum(-1, keepdim=True)
-    return shares
+    """In logs, as Gamma(a) is Gamma(a + 1) U^(1/a), since gammas of a small concentration underflow all at once."""
+    larger = torch.distributions.Gamma(concentration + 1, torch.ones_like(concentration)).sample()
+    uniform = torch.rand_like(concentration).clamp(min=torch.finfo(concentration.dtype).tiny)
+    return (larger.log() + uniform.log() / concentration).softmax(-1)
 
 
 def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

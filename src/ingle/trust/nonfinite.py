@@ -25,10 +25,8 @@ def find_fault(
 ) -> tuple[NonFiniteError | ProgramError, list[float]]:
     """Replay a call of `steps` steps that broke, from `state` with the same noise, and name the first fault.
 
-    The engine is left as it was before the bad step, everything finite.
-
     Args:
-        engine: that took the call.
+        engine: to replay on; it is left as it was before the bad step, everything finite.
         state: before the call.
         steps: of the call.
         seen: the place of the first loss that was not finite, where there was one.

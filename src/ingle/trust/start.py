@@ -43,7 +43,7 @@ def _loss(program: Program, objective: Any, runtime: Runtime, start: Mapping[str
     """Mean loss of the guide from one start; infinite where it is not finite."""
     data = program.data
     with runtime.trial(), torch.no_grad():
-        set_guide(program, start)
+        set_guide(program, start, check=start is None)
         with program.probe, program.explained("model or guide"):
             losses = [
                 float(objective.loss(program.model, program.guide, *data.args, **data.kwargs))

@@ -1,0 +1,73 @@
+"""The torch modules behind a model and a guide."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["buffers_kept", "find_modules"]
+
+_LIBRARIES = ("matplotlib", "numpy", "pandas", "pyro", "scipy", "sklearn", "torch")
+
+
+def find_modules(*programs: object) -> tuple[torch.nn.Module, ...]:
+    """Modules that the programs are, are methods of, hold as attributes, close over, or name among their globals."""
+    found: dict[int, torch.nn.Module] = {}
+    seen: set[int] = set()
+    waiting = list(programs)
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, torch.nn.Module):
+            found[id(thing)] = thing
+        else:
+            waiting.extend(_behind(thing))
+    return tuple(found.values())
+
+
+def _behind(thing: object) -> Iterable[object]:
+    """What a callable can reach in one step: only modules and further callables are followed."""
+    reached: list[object] = []
+    if isinstance(thing, functools.partial):
+        reached = [thing.func, *thing.args, *thing.keywords.values()]
+    elif isinstance(thing, types.MethodType):
+        reached = [thing.__self__, thing.__func__]
+    elif isinstance(thing, types.FunctionType):
+        reached = [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
+        reached += [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
+        reached = [value for value in reached if not _of_a_library(value)]
+    elif callable(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__"):
+        reached = list(vars(thing).values())
+    return [value for value in reached if isinstance(value, torch.nn.Module) or callable(value)]
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that the enclosing function has not bound yet
+        return False
+
+
+def _of_a_library(value: object) -> bool:
+    """Functions and classes of libraries hold nothing of the user's."""
+    home = (getattr(value, "__module__", None) or "").split(".")[0]
+    return isinstance(value, (type, types.FunctionType)) and (home in _LIBRARIES or home in sys.stdlib_module_names)
+
+
+@contextmanager
+def buffers_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Buffers such as running statistics are afterwards what they were."""
+    kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)

@@ -1,0 +1,33 @@
+"""Every example runs, and writes what it says it writes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+WRITES = {
+    "quickstart.py": [
+        f"{fit}{ending}"
+        for fit in ("eight_schools", "radon")
+        for ending in (".nc", "_loss.png", "_forest.png", "_predictive.png")
+    ],
+}
+
+
+def test_every_example_is_listed() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(WRITES)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    quiet = ("-W", "error::UserWarning", "-W", "error::RuntimeWarning")  # not the deprecations between other packages
+    command = [sys.executable, *quiet, str(EXAMPLES / name), "--smoke"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(WRITES[name])
+    assert all(path.stat().st_size > 5_000 for path in tmp_path.iterdir())
+    assert "Fit of" in done.stdout
