@@ -139,7 +139,7 @@ def test_dirichlet_draws_have_the_shape_of_torchs_own(concentration: float) -> N
     with torch.no_grad(), pyro.poutine.block():
         ours = repeat(lambda: {"x": pyro.sample("x", fn)}, 4_000, chunk=4_000)["x"]
     assert torch.allclose(ours.sum(-1), torch.ones(4_000))
-    ours, theirs = (shares.clamp(min=1e-6) for shares in (ours, fn.sample((4_000,))))  # torch has a floor near 1e-38
+    ours, theirs = (shares.clamp(1e-6, 1 - 1e-5) for shares in (ours, fn.sample((4_000,))))  # rounding at both ends
     both = torch.cat([ours[:, 0], theirs[:, 0]]).sort().values
     gap = [(torch.searchsorted(share[:, 0].sort().values, both, right=True) / 4_000) for share in (ours, theirs)]
     assert float((gap[0] - gap[1]).abs().max()) < 1.95 / 2_000**0.5
