@@ -22,6 +22,14 @@ def test_every_example_is_listed() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(WRITES)
 
 
+def test_first_fit_of_the_readme_can_be_pasted() -> None:
+    block = (EXAMPLES.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", block], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Fit of model" in done.stdout
+    assert "theta[7]" in done.stdout
+
+
 @pytest.mark.parametrize("name", WRITES)
 def test_example_runs(name: str, tmp_path: Path) -> None:
     quiet = ("-W", "error::UserWarning", "-W", "error::RuntimeWarning")  # not the deprecations between other packages
