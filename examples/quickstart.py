@@ -98,32 +98,54 @@ def draw_loss(fit: ingle.Fit, path: Path) -> None:
 
 
 def draw_forest(posterior: Any, names: list[str], path: Path) -> None:
-    """Median, 50% and 94% interval of each quantity."""
-    axes = az.plot_forest(posterior, var_names=names, combined=True, hdi_prob=0.94, figsize=(7, 4.5))
-    axes[0].set_title("94% and 50% posterior intervals")
-    axes[0].figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(axes[0].figure)
+    """Median, 50% and 94% interval of each quantity, one row each."""
+    rows: list[tuple[str, np.ndarray]] = []
+    for name in names:
+        site = posterior.posterior[name].stack(sample=("chain", "draw"))
+        if site.ndim == 1:
+            rows.append((name, site.to_numpy()))
+        else:
+            labels = site[site.dims[0]].to_numpy()
+            rows += [(f"{name}[{label}]", values) for label, values in zip(labels, site.to_numpy(), strict=True)]
+    places = np.arange(len(rows))[::-1]
+    figure, axes = plt.subplots(figsize=(7, 1 + 0.32 * len(rows)), layout="constrained")
+    for share, width in ((0.94, 1.5), (0.5, 4.0)):
+        low, high = np.quantile([values for _, values in rows], [0.5 - share / 2, 0.5 + share / 2], axis=1)
+        axes.hlines(places, low, high, color="tab:blue", linewidth=width, label=f"{share:.0%} interval")
+    axes.plot([np.median(values) for _, values in rows], places, "o", color="white", markeredgecolor="tab:blue")
+    axes.axvline(0.0, color="grey", linewidth=0.5)
+    axes.set_yticks(places, [label for label, _ in rows])
+    axes.set_title("posterior")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def draw_predictive(posterior: Any, path: Path) -> None:
-    """The data beside data drawn from the fitted model: densities, or an interval a point where points are few."""
+    """The data beside data drawn from the fitted model: histograms, or an interval a point where points are few."""
     (name,) = posterior.observed_data.data_vars
     observed = posterior.observed_data[name]
+    drawn = posterior.posterior_predictive[name].to_numpy().reshape(-1, observed.size)
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     if observed.size > 30:
-        axes = az.plot_ppc(posterior, num_pp_samples=100, figsize=(7, 4), random_seed=0)
+        edges = np.histogram_bin_edges(observed, bins=40)
+        for values in drawn[:: max(1, len(drawn) // 50)]:
+            axes.stairs(np.histogram(values, edges)[0], edges, color="tab:blue", alpha=0.15)
+        axes.stairs([], [0.0], color="tab:blue", label="50 data sets drawn from the fit")
+        axes.stairs(np.histogram(observed, edges)[0], edges, color="black", linewidth=1.5, label="observed")
+        axes.set(xlabel=name, ylabel=f"{observed.dims[0]}s in a bin")
     else:
-        drawn = posterior.posterior_predictive[name].to_numpy().reshape(-1, observed.size)
         places = np.arange(observed.size)
-        _, axes = plt.subplots(figsize=(7, 4), layout="constrained")
         for share, width in ((0.94, 1.5), (0.5, 4.0)):
             low, high = np.quantile(drawn, [0.5 - share / 2, 0.5 + share / 2], axis=0)
             axes.vlines(places, low, high, color="tab:blue", linewidth=width, label=f"{share:.0%} of predicted")
         axes.plot(places, observed, "o", color="black", label="observed")
         axes.set_xticks(places, observed[observed.dims[0]].to_numpy())
-        axes.set(xlabel=observed.dims[0], ylabel=name, title="posterior predictive")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axes.figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(axes.figure)
+        axes.set(xlabel=observed.dims[0], ylabel=name)
+    axes.set_title("posterior predictive")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

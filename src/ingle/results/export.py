@@ -83,7 +83,7 @@ def to_arviz(
         if members
     }
     arviz = _arviz()
-    if hasattr(arviz, "InferenceData"):
+    if int(arviz.__version__.split(".")[0]) == 0:
         data = arviz.from_dict(**arrays, coords=labelled, dims=named)
         members = [data[group] for group in data.groups()]
     else:
