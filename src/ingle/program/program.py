@@ -23,6 +23,7 @@ from ingle.errors import OptionError, ProgramError
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe, resolve_guide
 from ingle.program.handlers import Leaves, ProbeRows, Rows
+from ingle.program.match import check_modules, check_rows, match_sites
 from ingle.program.modules import find_modules
 from ingle.program.sites import Site, read_sites
 from ingle.program.typical import drawn_value, typical_value
@@ -180,7 +181,7 @@ def build_program(
     """
     if not callable(model) or isinstance(model, type):
         raise OptionError(f"model must be a callable with Pyro statements, got {model!r}")
-    _refuse_name_clash(model, guide)
+    check_modules(model, guide)
     data = check_call("model", model, data)
     for module in find_modules(model, guide):
         module.to(dtype=runtime.dtype, device=runtime.device)
@@ -196,7 +197,7 @@ def build_program(
         if name not in probe.sizes:
             there = ", ".join(probe.sizes) or "none of a stated size"
             raise OptionError(f"batch_size names plate {name!r}, which the model does not have; its plates: {there}")
-    _check_rows(sites, batch_size)
+    check_rows(sites, batch_size)
     rows = Rows()
     rows.rows = {name: torch.arange(size) for name, size in batch_size.items()}
     program = Program(
@@ -221,7 +222,7 @@ def build_program(
             "the model has no latent sample site and no parameter, so there is nothing to fit: "
             + (", ".join(f"{site.name!r} is {site.kind}" for site in sites) or "it has no sample statement at all")
         )
-    program.enumerated = _match(program)
+    program.enumerated = match_sites(program.model_sites, program.guide_sites)
     if program.enumerated:
         if program.recipe.finish is not None:
             raise OptionError(
@@ -271,75 +272,3 @@ def _downstream_of_enumerated(program: Program) -> frozenset[str]:
 def _without(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     taken = {id(leaf) for leaf in theirs.values()}
     return {name: leaf for name, leaf in ours.items() if id(leaf) not in taken}
-
-
-def _match(program: Program) -> tuple[str, ...]:
-    """The latents to sum over. Raises `ProgramError` where model and guide do not belong together."""
-    in_guide = {site.name: site for site in program.guide_sites}
-    known = {site.name: site for site in program.model_sites}
-    extra = [name for name, site in in_guide.items() if site.kind == "latent" and name not in known]
-    left_out = [site for site in program.latents if site.name not in in_guide]
-    lost = [site for site in left_out if not site.enumerable]
-    if lost:
-        raise ProgramError(
-            f"the guide lacks {', '.join(f'{site.name!r} ({site.distribution})' for site in lost)}, which the model "
-            "samples. Give the guide a pyro.sample statement of the same name"
-            + (f"; it samples {', '.join(map(repr, extra))}, which the model does not: a misspelling?" if extra else "")
-            + ("; a discrete latent is summed out only where its support is finite"
-               if any(site.discrete for site in lost) else "")
-        )  # fmt: skip
-    if extra:
-        raise ProgramError(
-            f"the guide samples {', '.join(map(repr, extra))}, which the model does not. Take it out, correct its "
-            'name, or mark it infer={"is_auxiliary": True} if it only serves other sites of the guide'
-        )
-    for name, ours in in_guide.items():
-        theirs = known.get(name)
-        if theirs is None or theirs.kind == "deterministic":
-            continue
-        if theirs.kind == "observed" and ours.kind != "observed":
-            raise ProgramError(
-                f"the guide samples {name!r}, which the model observes: take it out of the guide, or out of the data"
-            )
-        if theirs.kind == "latent" and ours.kind == "observed":
-            raise ProgramError(f"the guide observes {name!r}, which the model samples: take the obs= out of the guide")
-        if theirs.kind == "latent" and theirs.value_shape != ours.value_shape:
-            raise ProgramError(
-                f"site {name!r} has shape {theirs.value_shape} in the model (batch {theirs.batch_shape}, event "
-                f"{theirs.event_shape}) and {ours.value_shape} in the guide (batch {ours.batch_shape}, event "
-                f"{ours.event_shape}): give the guide's distribution the model's shape, .to_event(n) included"
-            )
-    return tuple(site.name for site in left_out)
-
-
-def _check_rows(sites: tuple[Site, ...], batch_size: Mapping[str, int]) -> None:
-    for site in sites:
-        for plate in site.plates:
-            if plate.name not in batch_size:
-                continue
-            if plate.dim is None:
-                raise OptionError(
-                    f"batch_size names plate {plate.name!r}, which the model loops over, so that each step would have "
-                    f"other sites: write `with pyro.plate({plate.name!r}, …) as i:`"
-                )
-            place = plate.dim - len(site.event_shape)
-            size = site.value_shape[place] if len(site.value_shape) >= -place else 1
-            if size not in (1, plate.size) or (size == 1 and plate.size > 1 and site.kind == "latent"):
-                raise ProgramError(
-                    f"batch_size gives plate {plate.name!r} {plate.size} rows, but site {site.name!r} has {size} of "
-                    f"{plate.full_size} there: the model does not take the plate's rows. Write "
-                    f"`with pyro.plate({plate.name!r}, {plate.full_size}) as i:` and index what is inside, `x[i]`"
-                )
-
-
-def _refuse_name_clash(model: object, guide: object) -> None:
-    if not (isinstance(model, torch.nn.Module) and isinstance(guide, torch.nn.Module)):
-        return
-    ours = dict(model.named_parameters())
-    clash = sorted(name for name, value in guide.named_parameters() if name in ours and ours[name] is not value)
-    prefixes = {getattr(module, "_pyro_name", None) for module in (model, guide)}
-    if clash and prefixes == {""}:
-        raise ProgramError(
-            f"model and guide are modules that both have a parameter {clash[0]!r}, and Pyro would train one tensor "
-            'for the two. Give one a name: `super().__init__(name="guide")` in the PyroModule of the guide'
-        )
