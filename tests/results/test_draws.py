@@ -167,12 +167,14 @@ def registered(norm: torch.nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["module", "registered"])
-def test_running_statistics_count_the_steps_and_nothing_else(kind: str, where: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_running_statistics_count_the_steps_and_nothing_else(kind: str, dtype: torch.dtype) -> None:
     net = Net()
-    fit = ingle.fit(net if kind == "module" else registered(net.norm), "normal", Y, steps=3, **where)
+    fit = ingle.fit(net if kind == "module" else registered(net.norm), "normal", Y + 1, steps=3, dtype=dtype)
     assert int(net.norm.num_batches_tracked) == 3  # type: ignore[arg-type]
+    assert float(net.norm.running_mean) == pytest.approx(1 - 0.9**3, rel=1e-5)  # type: ignore[arg-type]
     before = net.norm.running_mean.clone()  # type: ignore[union-attr,operator]
     fit.draws(10)
     fit.to_arviz(5)
     assert torch.equal(net.norm.running_mean, before)  # type: ignore[arg-type]
-    assert net.norm.running_mean.dtype == where["dtype"]  # type: ignore[union-attr]
+    assert net.norm.running_mean.dtype == dtype  # type: ignore[union-attr]

@@ -64,10 +64,15 @@ def _of_a_library(value: object) -> bool:
 @contextmanager
 def buffers_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Buffers such as running statistics are afterwards what they were."""
-    kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    kept = [
+        (part, name, buffer.clone())
+        for module in modules
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)
+            for part, name, before in kept:
+                part.get_buffer(name).copy_(before)  # by name, since .to() puts another tensor in its place
