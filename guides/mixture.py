@@ -18,8 +18,9 @@ __all__ = ["GaussianMixtureGuide"]
 class GaussianMixtureGuide:
     """Independent factors: weights Dirichlet, locations Normal, scales LogNormal. The assignments are left out.
 
-    The locations start at K points that lie far from one another, the first nearest the mean, so that each
-    component begins in a place of its own; the labels keep that order.
+    The Dirichlet is a total times shares. The total starts at N, where the posterior's lies for components well
+    apart, because its own gradient is faint. The locations start at K points that lie far from one another, the first
+    nearest the mean, so that each component begins in a place of its own; the labels keep that order.
 
     Args:
         model: the mixture that this is a guide for.
@@ -37,9 +38,9 @@ class GaussianMixtureGuide:
             x: points, shape (N, D).
         """
         k, d = self.model.num_components, x.shape[-1]
-        shared = torch.full((k,), x.shape[0] / k)
-        concentration = pyro.param("weights_concentration", shared, constraint=constraints.positive)
-        pyro.sample("weights", dist.Dirichlet(concentration))
+        share = pyro.param("weights_share", torch.full((k,), 1 / k), constraint=constraints.simplex)
+        total = pyro.param("weights_total", torch.tensor(float(len(x))), constraint=constraints.softplus_positive)
+        pyro.sample("weights", dist.Dirichlet(total * share))
         with pyro.plate("component_k", k):
             loc = pyro.param("loc_loc", lambda: _far_points(x, k))
             loc_scale = pyro.param("loc_scale", torch.full((k, d), 0.1), constraint=constraints.softplus_positive)
