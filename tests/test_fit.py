@@ -369,7 +369,7 @@ def test_module_as_guide_and_model(where: dict[str, Any]) -> None:
     function = ingle.fit(
         normal_mean, normal_mean_guide, Y, steps=200, optim=functools.partial(torch.optim.Adam, lr=0.05), **where
     )
-    assert np.array_equal(fit.losses, function.losses)
+    np.testing.assert_allclose(fit.losses, function.losses, rtol=1e-6)  # the module's 0.1 began in float32
 
 
 def test_module_trained_twice_warns() -> None:
