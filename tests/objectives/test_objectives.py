@@ -92,8 +92,6 @@ def test_equal_to_pyro(pair: str, options: dict[str, Any]) -> None:
     model, guide, name = PAIRS[pair]
     if options.get("vectorize_particles"):
         options = {**options, "max_plate_nesting": 1}
-        if pair == "pathwise":
-            pytest.skip("z_loc[i] is written for one particle at a time")
     loss, gradients = loss_and_grads(getattr(objectives, name)(**options), model, guide)
     expected, expected_gradients = loss_and_grads(getattr(pyro.infer, name)(**options), model, guide)
     assert isinstance(loss, float)
