@@ -247,7 +247,7 @@ def fit(
         with buffers_kept(find_modules(model, guide)):
             program = build_program(model, guide, arguments, batch_size=rows, runtime=runtime)
             choice = choose(objective, program)
-            best_start(program, choice.objective, runtime)
+            best_start(program, choose(None, program).objective, runtime)  # by the ELBO, whatever is trained on
         _warn_of_trained(program)
         runtime.reseed()
         training = Training(program, choice, optimisers, runtime)

@@ -172,6 +172,7 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any], type[Exception], str, bool
     "optimiser name": (model, "normal", Y, {"optim": "adam"}, OPTION, "optim must be a callable", False),
     "guide steps": (model, "normal", Y, {"guide_steps": 0}, OPTION, "guide_steps", False),
     "objective class": (model, "normal", Y, {"objective": pyro.infer.Trace_ELBO}, OPTION, "an instance", False),
+    "no loss": (model, "normal", Y, {"objective": pyro.infer.TraceTailAdaptive_ELBO()}, OPTION, "ingle.SVI", False),
     "objective": (model, "normal", Y, {"objective": "elbo"}, OPTION, "pyro.infer.ELBO", False),
     "device": (model, "normal", Y, {"device": "banana"}, OPTION, "'banana' cannot be used", True),
     "meta": (model, "normal", Y, {"device": "meta"}, OPTION, "'meta' cannot be used", True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import pytest
 import torch
 from torch import Tensor
@@ -58,6 +59,12 @@ def test_draws_that_the_program_refuses_are_passed_over() -> None:
 
     fit = ingle.fit(picky, "normal", Y - 17, steps=5)
     assert fit.steps == 5
+
+
+def test_objective_without_a_plain_loss_takes_guides_by_name() -> None:
+    """Reweighted wake-sleep gives a pair of losses; the starts are compared by the ELBO."""
+    objective = pyro.infer.ReweightedWakeSleep(num_particles=2)
+    assert ingle.fit(two_modes, "normal", Y, objective=objective, steps=3).steps == 3
 
 
 def test_start_is_used_by_the_guide() -> None:

@@ -38,8 +38,8 @@ def choose(objective: object, program: Program) -> Choice:
     gradient, Trace_ELBO otherwise. Pyro's own Trace_ELBO and TraceEnum_ELBO become those of the same name here.
 
     Raises:
-        OptionError: for anything that is no `pyro.infer.ELBO`, or an objective that cannot sum out what the
-            guide leaves out.
+        OptionError: for anything that is no `pyro.infer.ELBO`, an objective that reports no loss, or one that
+            cannot sum out what the guide leaves out.
     """
     if objective is not None:
         return Choice(_given(objective, program), "given")
@@ -59,6 +59,11 @@ def _given(objective: object, program: Program) -> Any:
         raise OptionError(
             f"objective must be a pyro.infer.ELBO such as pyro.infer.Trace_ELBO(), got {objective!r}"
             + ("; it is a class: did you mean an instance of it?" if isinstance(objective, type) else "")
+        )
+    if isinstance(objective, pyro.infer.TraceTailAdaptive_ELBO):
+        raise OptionError(
+            "TraceTailAdaptive_ELBO reports an infinite loss at every step, so a fit by it cannot be watched or "
+            "stopped; use it with ingle.SVI"
         )
     if program.enumerated and not isinstance(objective, _ENUMERATING):
         raise OptionError(
