@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WRITES = {
+    "digits.py": ["digits.png"],
     "quickstart.py": [
         f"{fit}{ending}"
         for fit in ("eight_schools", "radon")
