@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "ingle"
 # From the first floor up; a room imports only from rooms before its own place.
 ORDER = [
     "version", "errors", "options", "runtime", "data", "program", "objectives", "engine", "trust", "results",
-    "progress", "training", "fit", "svi", "__init__",
+    "progress", "training", "fitted", "fit", "svi", "__init__",
 ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from ingle.errors import (
     ProgramError,
     TrainedModuleWarning,
 )
-from ingle.fit import Fit, fit
+from ingle.fit import fit
+from ingle.fitted import Fit
 from ingle.svi import SVI
 from ingle.version import __version__
 

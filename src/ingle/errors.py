@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ingle.fit import Fit
+    from ingle.fitted import Fit
 
 __all__ = [
     "DataError",

@@ -2,170 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pyro
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ingle import results
 from ingle.data import read, resolve_batch_size
 from ingle.engine import resolve_optimisers
 from ingle.errors import IngleError, OptionError, TrainedModuleWarning, warn
+from ingle.fitted import Fit
 from ingle.objectives import choose
 from ingle.options import positive_integer
 from ingle.program import GuideName, Program, buffers_kept, build_program, find_modules
 from ingle.progress import Progress
 from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
-from ingle.training import Stopped, Training
+from ingle.training import Training
 from ingle.trust import best_start
-from ingle.version import __version__
 
-__all__ = ["Fit", "fit"]
+__all__ = ["fit"]
 
 Compile = Literal["auto", "off", "full"]
 
 # Module parameters by identity, with what keeps the identity honest: a weak reference to the parameter.
 _trained: dict[int, weakref.ref[Tensor]] = {}
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Fit:
-    """A fitted guide: what came out, why it stopped, and the ways on from here.
-
-    Attributes:
-        losses: the loss (negative ELBO) of each step, in nats, float64, shape (steps,).
-        stopped: "steps" (all that were asked for), "plateau" (the rule on the smoothed ELBO), "budget" (the most
-            that a fit takes by itself), "interrupted" (Ctrl-C) or "failed" (found on the error that says why).
-        reason: the same in words.
-        steps: how many were taken.
-        seconds: of wall-clock time that the steps took.
-        model: as it was given.
-        guide: the trained guide; call it inside `with fit.active():`.
-        objective, objective_reason, optimiser, engine, dtype, device, seed: what ran.
-        notes: what else should be known, for the card.
-    """
-
-    losses: NDArray[np.float64]
-    stopped: Stopped
-    reason: str
-    steps: int
-    seconds: float
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    objective: str
-    objective_reason: str
-    optimiser: str
-    engine: str
-    dtype: torch.dtype
-    device: torch.device
-    seed: int
-    notes: tuple[str, ...]
-    _program: Program = field(repr=False)
-    _runtime: Runtime = field(repr=False)
-
-    @property
-    def params(self) -> dict[str, Tensor]:
-        """The trained parameters by name, constrained, detached copies."""
-        with self._runtime.numerics():
-            return self._program.parameters()
-
-    @property
-    def elbo(self) -> tuple[float, float, int]:
-        """Mean ELBO of the last steps in nats, its standard error, and how many steps: a tenth, at least 100.
-
-        NaN, NaN and 0 where no step was taken.
-        """
-        tail = self.losses[-max(len(self.losses) // 10, 100) :]
-        if len(tail) == 0:
-            return math.nan, math.nan, 0
-        se = float(tail.std(ddof=1)) / math.sqrt(len(tail)) if len(tail) > 1 else math.nan
-        return -float(tail.mean()), se, len(tail)
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Inside, Pyro's parameter store, default dtype and device are those of the fit.
-
-        Any function of the user's then sees the fitted parameters; outside, everything is as it was. The random
-        state is the user's, inside as outside. What is done to the store inside is forgotten on the way out.
-        """
-        with self._runtime.numerics(forget=True):
-            yield
-
-    def draws(self, n: int = 1_000, *, seed: int | None = None) -> dict[str, Tensor]:
-        """Independent draws from the guide, by site, deterministic sites of the model included.
-
-        Args:
-            n: number of draws.
-            seed: of the draws; None gives the same draws at every call.
-
-        Returns:
-            For each site a tensor of shape (n, *site shape), in the dtype and on the device of the fit, with all
-            rows of every plate. Latents that are summed out are not drawn. All draws go through the program
-            together, so Python of its own (a counter, a print) runs once for many draws.
-
-        Raises:
-            OptionError: n below 1.
-        """
-        positive_integer("n", n)
-        with self._runtime.scope(None if seed is None else resolve_seed(seed)):
-            return results.posterior(self._program, n)
-
-    def to_arviz(
-        self,
-        draws: int = 1_000,
-        *,
-        coords: Mapping[str, Sequence[Any]] | None = None,
-        dims: Mapping[str, Sequence[str]] | None = None,
-    ) -> Any:
-        """Posterior, posterior predictive and observed data for ArviZ, one chain of `draws` draws.
-
-        Args:
-            draws: number of draws.
-            coords: labels for a dimension; the dimension of a plate has the plate's name.
-            dims: names for the dimensions of a site, in place of those found.
-
-        Returns:
-            `arviz.InferenceData` with ArviZ 0.23, `xarray.DataTree` with 1.x.
-
-        Raises:
-            OptionError: draws below 1, labels of another length, names that are not there.
-        """
-        positive_integer("draws", draws)
-        program = self._program
-        with self._runtime.scope():
-            drawn = results.posterior(program, draws, predictive=True)
-            observed = results.observations(program)
-        groups = {
-            "posterior": {name: value for name, value in drawn.items() if name not in observed},
-            "posterior_predictive": {name: drawn[name] for name in observed},
-            "observed_data": observed,
-        }
-        attributes = {
-            "inference_library": "ingle",
-            "inference_library_version": __version__,
-            "pyro_version": pyro.__version__,
-            "torch_version": str(torch.__version__),
-            "objective": self.objective,
-            "steps": self.steps,
-            "stopped": self.stopped,
-            "seed": self.seed,
-        }
-        return results.to_arviz(program.model_sites, groups, coords=coords, dims=dims, attributes=attributes)
-
-    def summary(self, draws: int = 1_000) -> Any:
-        """Mean, sd and interval of every latent and deterministic site, as a DataFrame made by ArviZ."""
-        return results.summary(self.to_arviz(draws))
-
-    def __repr__(self) -> str:
-        return results.card(self, self._program)
 
 
 def fit(

@@ -11,7 +11,7 @@ from ingle.program import Program, Site
 from ingle.trust import trend
 
 if TYPE_CHECKING:
-    from ingle.fit import Fit
+    from ingle.fitted import Fit
 
 __all__ = ["card"]
 
