@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ingle import results
 from ingle.options import positive_integer
 from ingle.program import Program
+from ingle.results import Group
 from ingle.runtime import Runtime, resolve_seed
 from ingle.training import Stopped
 from ingle.version import __version__
@@ -87,24 +88,29 @@ class Fit:
         with self._runtime.numerics(forget=True):
             yield
 
-    def draws(self, n: int = 1_000, *, seed: int | None = None) -> dict[str, Tensor]:
+    def draws(self, n: int = 1_000, *, discrete: bool = False, seed: int | None = None) -> dict[str, Tensor]:
         """Independent draws from the guide, by site, deterministic sites of the model included.
 
         Args:
             n: number of draws.
+            discrete: also draw the latents that were summed out, from their exact posterior given the others,
+                and give the deterministic sites that depend on them.
             seed: of the draws; None gives the same draws at every call.
 
         Returns:
             For each site a tensor of shape (n, *site shape), in the dtype and on the device of the fit, with all
-            rows of every plate. Latents that are summed out are not drawn. All draws go through the program
-            together, so Python of its own (a counter, a print) runs once for many draws.
+            rows of every plate. All draws go through the program together, so Python of its own (a counter, a
+            print) runs once for many draws.
 
         Raises:
-            OptionError: n below 1.
+            OptionError: n below 1, or more draws than memory can hold.
         """
         positive_integer("n", n)
-        with self._runtime.scope(None if seed is None else resolve_seed(seed)):
-            return results.posterior(self._program, n)
+        with self._scope(seed):
+            return results.posterior(self._program, n, discrete_too=discrete)
+
+    def _scope(self, seed: int | None) -> AbstractContextManager[None]:
+        return self._runtime.scope(None if seed is None else resolve_seed(seed))
 
     def to_arviz(
         self,
@@ -112,45 +118,72 @@ class Fit:
         *,
         coords: Mapping[str, Sequence[Any]] | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
+        groups: Collection[Group] | None = None,
+        weighted: bool = False,
+        seed: int | None = None,
     ) -> Any:
-        """Posterior, posterior predictive and observed data for ArviZ, one chain of `draws` draws.
+        """The fit as ArviZ holds it: one chain of `draws` draws, and the data.
+
+        Groups:
+            posterior: latents from the guide, latents that were summed out from their exact posterior, and for
+                each of those `name_prob`, the posterior probability of its values; deterministic sites.
+            posterior_predictive: observed sites drawn anew given the same draws.
+            prior, prior_predictive: the same sites with nothing observed, parameters as fitted. Left out where a
+                prior cannot be drawn; the attribute `prior` then says why.
+            log_likelihood: of each datum given the draw, in nats, summed-out latents summed out, without the N/B
+                scale of a plate. Where summed-out latents tie several data together it is that of all of them,
+                and several sites tied together are named "x+y".
+            sample_stats: `log_p` (model and data), `log_q` (guide) and `log_weight`, their difference, in nats.
+            observed_data, constant_data: values of observed sites, and the other arguments that are tensors.
 
         Args:
             draws: number of draws.
             coords: labels for a dimension; the dimension of a plate has the plate's name.
-            dims: names for the dimensions of a site, in place of those found.
+            dims: names for the dimensions of a variable, in place of those found.
+            groups: the groups to make, in place of all; the predictive ones can be large.
+            weighted: resample the draws by smoothed importance weights, so that they stand for the posterior and
+                not for the guide; `khat` and `ess` among the attributes, and a warning, say how well.
+            seed: of the draws; None gives the same draws at every call.
 
         Returns:
-            `arviz.InferenceData` with ArviZ 0.23, `xarray.DataTree` with 1.x.
+            `arviz.InferenceData` with ArviZ 0.23, `xarray.DataTree` with 1.x. Attributes of every group tell
+            versions, objective, steps, why the fit stopped, and the seed.
 
         Raises:
-            OptionError: draws below 1, labels of another length, names that are not there.
+            OptionError: draws below 1 or more than memory can hold, labels of another length, names that are not
+                there, weights of a guide that is a point mass.
+
+        Warns:
+            IngleWarning: the log likelihood is given a latent that has a value for each datum, which voids
+                leave-one-out (`az.loo`); or weights too uneven to be trusted.
+
+        References:
+            Kumar, Carroll, Hartikainen and Martin (2019), ArviZ, a unified library for exploratory analysis of
+            Bayesian models in Python.
+            Vehtari et al. (2024), Pareto Smoothed Importance Sampling (`weighted`).
         """
         positive_integer("draws", draws)
-        program = self._program
-        with self._runtime.scope():
-            drawn = results.posterior(program, draws, predictive=True)
-            observed = results.observations(program)
-        groups = {
-            "posterior": {name: value for name, value in drawn.items() if name not in observed},
-            "posterior_predictive": {name: drawn[name] for name in observed},
-            "observed_data": observed,
-        }
+        chosen = results.resolve_groups(groups)
+        with self._scope(seed):
+            found, told = results.collect(self._program, draws, groups=chosen, weighted=weighted)
         attributes = {
             "inference_library": "ingle",
             "inference_library_version": __version__,
             "pyro_version": pyro.__version__,
             "torch_version": str(torch.__version__),
+            "guide": self._program.recipe.description,
             "objective": self.objective,
             "steps": self.steps,
             "stopped": self.stopped,
+            "stop_reason": self.reason,
             "seed": self.seed,
+            **told,
         }
-        return results.to_arviz(program.model_sites, groups, coords=coords, dims=dims, attributes=attributes)
+        return results.to_arviz(found, coords=coords, dims=dims, attributes=attributes)
 
     def summary(self, draws: int = 1_000) -> Any:
         """Mean, sd and interval of every latent and deterministic site, as a DataFrame made by ArviZ."""
-        return results.summary(self.to_arviz(draws))
+        return results.summary(self.to_arviz(draws, groups=["posterior"]))
 
     def __repr__(self) -> str:
         return results.card(self, self._program)

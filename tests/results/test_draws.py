@@ -97,7 +97,7 @@ def test_noise_of_every_family_is_independent_and_right(family: str) -> None:
     fn = FAMILIES[family]
     n = 4_000
 
-    def run() -> dict[str, Tensor]:
+    def run(_: Any) -> dict[str, Tensor]:
         return {name: pyro.sample(name, fn) for name in ("a", "b")}
 
     with torch.no_grad(), pyro.poutine.block():
@@ -118,7 +118,7 @@ def test_noise_of_every_family_is_independent_and_right(family: str) -> None:
 
 
 def test_program_that_reads_numbers_is_run_draw_by_draw() -> None:
-    def run() -> dict[str, Tensor]:
+    def run(_: Any) -> dict[str, Tensor]:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         return {"x": x, "sign": torch.tensor(1.0 if float(x) > 0 else -1.0)}
 
@@ -128,7 +128,7 @@ def test_program_that_reads_numbers_is_run_draw_by_draw() -> None:
 
 
 def test_noise_of_numpy_is_drawn_draw_by_draw() -> None:
-    drawn = repeat(lambda: {"x": torch.tensor(np.random.rand())}, 20, chunk=20)
+    drawn = repeat(lambda _: {"x": torch.tensor(np.random.rand())}, 20, chunk=20)
     assert len(torch.unique(drawn["x"])) == 20
 
 
@@ -137,7 +137,7 @@ def test_dirichlet_draws_have_the_shape_of_torchs_own(concentration: float) -> N
     """Kolmogorov-Smirnov on 4,000 draws of the first share: rejected at 1.95/sqrt(n/2), once in a thousand."""
     fn = dist.Dirichlet(torch.full((3,), concentration))
     with torch.no_grad(), pyro.poutine.block():
-        ours = repeat(lambda: {"x": pyro.sample("x", fn)}, 4_000, chunk=4_000)["x"]
+        ours = repeat(lambda _: {"x": pyro.sample("x", fn)}, 4_000, chunk=4_000)["x"]
     assert torch.allclose(ours.sum(-1), torch.ones(4_000))
     ours, theirs = (shares.clamp(1e-6, 1 - 1e-5) for shares in (ours, fn.sample((4_000,))))  # rounding at both ends
     both = torch.cat([ours[:, 0], theirs[:, 0]]).sort().values

@@ -87,7 +87,9 @@ def test_minibatched_fit_exports_every_row() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("y", dist.Normal(z, 1.0), obs=y[i])
 
-    data = ingle.fit(local, "normal", Y.reshape(-1), batch_size={"data": 5}, steps=5).to_arviz(4)
+    fit = ingle.fit(local, "normal", Y.reshape(-1), batch_size={"data": 5}, steps=5)
+    with pytest.warns(ingle.IngleWarning, match="a value for each datum"):
+        data = fit.to_arviz(4)
     assert data.posterior["z"].sizes["data"] == 12
     assert data.observed_data["y"].sizes["data"] == 12
     assert data.posterior_predictive["y"].sizes["data"] == 12

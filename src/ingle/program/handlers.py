@@ -8,13 +8,14 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import constraints
+from pyro.ops.provenance import track_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ingle.errors import OptionError
 
-__all__ = ["Leaves", "ProbeRows", "Rows", "Watch"]
+__all__ = ["Given", "Leaves", "ProbeRows", "Provenance", "Rows", "Unobserve", "Watch"]
 
 
 class Rows(Messenger):
@@ -62,6 +63,42 @@ class ProbeRows(Rows):
                 f"draw {batch} again: take subsample_size out of the plate, or {name!r} out of batch_size"
             )
         return torch.arange(batch)
+
+
+class Given(Messenger):
+    """Gives latents their values, as a replay does, without a trace."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class Unobserve(Messenger):
+    """Draws observed sites anew, whatever the data hold for them."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = frozenset(names)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["value"], msg["is_observed"], msg["done"] = None, False, False
+
+
+class Provenance(Messenger):
+    """Marks the values of named sites, so that what is computed from them can be told."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = frozenset(names)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 
 class Leaves(Messenger):

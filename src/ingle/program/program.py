@@ -12,9 +12,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.ops.provenance import get_provenance, track_provenance
+from pyro.ops.provenance import get_provenance
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -22,7 +21,7 @@ from ingle.data import Data
 from ingle.errors import OptionError, ProgramError
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe, resolve_guide
-from ingle.program.handlers import Leaves, ProbeRows, Rows
+from ingle.program.handlers import Leaves, ProbeRows, Provenance, Rows
 from ingle.program.match import check_modules, check_rows, match_sites
 from ingle.program.modules import find_modules
 from ingle.program.sites import Site, read_sites
@@ -48,6 +47,8 @@ class Program:
         enumerated: the discrete latents that the guide leaves out, which the objective sums over.
         model_leaves, guide_leaves: every parameter that each side has read, by name, unconstrained.
         hidden: the deterministic sites whose value depends on a latent that is summed out.
+        whole: the handler that gives every row to plates that draw rows by themselves.
+        loose: names of such plates where the program does not take every row.
     """
 
     model: Callable[..., Any]
@@ -63,12 +64,28 @@ class Program:
     model_leaves: Leaves
     guide_leaves: Leaves
     hidden: frozenset[str] = frozenset()
+    whole: Rows = field(default_factory=Rows)
+    loose: frozenset[str] = frozenset()
     _sides: tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
     @property
     def latents(self) -> tuple[Site, ...]:
         """The latent sites of the model, in its order."""
         return tuple(site for site in self.model_sites if site.kind == "latent")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype that it runs in."""
+        return self.model_leaves.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it runs on."""
+        return self.model_leaves.device
+
+    def partial(self, site: Site) -> bool:
+        """Whether each run shows other rows of the site, and there is no way to see all."""
+        return any(plate.name in self.loose for plate in site.plates)
 
     @property
     def max_plate_nesting(self) -> int:
@@ -234,6 +251,8 @@ def build_program(
             model, config_fn=lambda site: {"enumerate": "parallel"} if site["name"] in names else {}
         )
         program.hidden = _downstream_of_enumerated(program)
+    with runtime.trial():
+        _find_whole_rows(program)
     return program
 
 
@@ -248,25 +267,36 @@ def set_guide(program: Program, start: Mapping[str, Tensor] | None = None, *, ch
     program.guide_sites = read_sites(trace)
 
 
-class _Provenance(Messenger):
-    def __init__(self, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.names = names
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
-
-
 def _downstream_of_enumerated(program: Program) -> frozenset[str]:
     data, typical = program.data, InitMessenger(typical_value)
-    with torch.no_grad(), program.probe, typical, _Provenance(program.enumerated), program.explained("model"):
+    with torch.no_grad(), program.probe, typical, Provenance(program.enumerated), program.explained("model"):
         trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
     return frozenset(
         site.name
         for site in program.model_sites
         if site.kind == "deterministic" and get_provenance(trace.nodes[site.name]["value"])
     )
+
+
+def _find_whole_rows(program: Program) -> None:
+    """Give every row to plates that draw rows by themselves, where model and guide can be run so."""
+    sizes = {
+        plate.name: plate.full_size
+        for site in program.model_sites
+        for plate in site.plates
+        if plate.size < plate.full_size and plate.name not in program.batch_sizes
+    }
+    if not sizes:
+        return
+    program.whole.rows = {name: torch.arange(size) for name, size in sizes.items()}
+    data = program.data
+    try:
+        with validation(True), torch.no_grad(), program.whole:
+            replayed = poutine.replay(program.model, trace=program.trace_guide())
+            trace: Any = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
+            trace.compute_log_prob()
+    except Exception:  # the rows of the plate are not the program's to choose, as where a minibatch is its argument
+        program.whole.rows, program.loose = {}, frozenset(sizes)
 
 
 def _without(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:

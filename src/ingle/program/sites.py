@@ -44,6 +44,7 @@ class Site:
         enumerable: its support is finite and can be summed over.
         reparameterised: its distribution has a pathwise gradient.
         marked: it carries an `infer={"enumerate": …}` of the user's.
+        support: the values that an enumerable latent can take, their places where a value is no number.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Site:
     enumerable: bool
     reparameterised: bool
     marked: bool
+    support: tuple[float, ...] = ()
 
 
 def read_sites(trace: Any) -> tuple[Site, ...]:
@@ -76,6 +78,7 @@ def _read(node: Any) -> Site:
         kind = "observed"
     elif infer.get("is_auxiliary"):
         kind = "auxiliary"
+    enumerable = discrete and bool(getattr(fn, "has_enumerate_support", False))
     inner = fn
     while type(inner).__name__ in _WRAPPERS:
         inner = inner.base_dist
@@ -91,10 +94,19 @@ def _read(node: Any) -> Site:
             for frame in node["cond_indep_stack"]
         ),
         discrete=discrete,
-        enumerable=discrete and bool(getattr(fn, "has_enumerate_support", False)),
+        enumerable=enumerable,
         reparameterised=bool(getattr(fn, "has_rsample", False)),
         marked=bool(infer.get("enumerate")),
+        support=_support(fn) if enumerable and kind == "latent" else (),
     )
+
+
+def _support(fn: Any) -> tuple[float, ...]:
+    try:
+        values = fn.enumerate_support(expand=False)
+    except NotImplementedError:  # a Binomial whose rows have other totals
+        return ()
+    return tuple(range(len(values))) if fn.event_shape else tuple(values.reshape(-1).tolist())
 
 
 def _is_discrete(fn: Any) -> bool:

@@ -1,97 +1,170 @@
-"""Draws from a fitted program: latents from the guide, deterministic sites and predictions from the model."""
+"""Draws from a fitted program: latents from the guide, all else from the model given them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ingle.program import Program, Site, buffers_kept
+from ingle.errors import OptionError
+from ingle.program import Given, Program, Site, Summed, Unobserve, buffers_kept
 from ingle.results.vectorise import repeat
 
-__all__ = ["drawn_sites", "observations", "posterior", "predictive_sites"]
+__all__ = [
+    "chunked",
+    "deterministic_sites",
+    "discrete",
+    "drawn_latents",
+    "guided",
+    "modelled",
+    "observed_sites",
+    "posterior",
+    "refuse_too_large",
+    "summed",
+]
 
 _ELEMENTS = 2**24  # numbers held by the sites of one chunk of draws
+_MOST_VALUES = 256  # a site seldom depends on more combinations of discrete latents at a time
 
 
-def drawn_sites(program: Program) -> tuple[Site, ...]:
-    """The sites that posterior draws are given for.
+def posterior(program: Program, n: int, *, discrete_too: bool) -> dict[str, Tensor]:
+    """`n` draws of every latent and deterministic site, all rows of every plate, in the order of the model.
 
-    Left out are latents that are summed out and deterministic sites that depend on them, and sites inside a
-    plate that draws rows by itself, because each run has other rows there.
+    Runs inside a scope of the fit. Returns tensors of shape (n, *site shape), where a site has the shape that it
+    has in one run of the program.
+
+    Args:
+        program: the fitted one.
+        n: number of draws.
+        discrete_too: latents that are summed out, drawn from their exact posterior given the others, and the
+            deterministic sites that depend on them.
     """
-    hidden = {*program.enumerated, *program.hidden}
+    sites = deterministic_sites(program, discrete_too=discrete_too)
+    latents = {site.name for site in drawn_latents(program)} | ({*program.enumerated} if discrete_too else set())
+    refuse_too_large((*sites, *(site for site in program.latents if site.name in latents)), n, program, "the draws")
+    drawn, _ = guided(program, n)
+    if discrete_too:
+        drawn.update(discrete(program, drawn, n))
+    if sites:
+        drawn.update(modelled(program, drawn, n, keep=[site.name for site in sites]))
+    return {site.name: drawn[site.name] for site in program.model_sites if site.name in drawn}
+
+
+def drawn_latents(program: Program) -> tuple[Site, ...]:
+    """The latents that the guide draws, those inside a plate that draws rows by itself left out."""
+    return tuple(site for site in program.latents if site.name not in program.enumerated and not program.partial(site))
+
+
+def deterministic_sites(program: Program, *, discrete_too: bool) -> tuple[Site, ...]:
+    """The deterministic sites, with or without those that depend on a latent that is summed out."""
+    left_out = frozenset() if discrete_too else program.hidden
     return tuple(
         site
         for site in program.model_sites
-        if site.kind in ("latent", "deterministic") and site.name not in hidden and not _own_rows(program, site)
+        if site.kind == "deterministic" and site.name not in left_out and not program.partial(site)
     )
 
 
-def predictive_sites(program: Program) -> tuple[Site, ...]:
+def observed_sites(program: Program) -> tuple[Site, ...]:
     """The observed sites that can be drawn anew, `pyro.factor` statements left out."""
     return tuple(
         site
         for site in program.model_sites
-        if site.kind == "observed" and site.distribution not in ("Unit", "Delta") and not _own_rows(program, site)
+        if site.kind == "observed" and site.distribution not in ("Unit", "Delta") and not program.partial(site)
     )
 
 
-def posterior(program: Program, n: int, *, predictive: bool = False) -> dict[str, Tensor]:
-    """`n` draws of every site of `drawn_sites`, and of `predictive_sites` where asked, all rows of every plate.
+def guided(program: Program, n: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws of the guide: every latent, shape (n, *site shape), and log q, shape (n,), float64.
 
-    Runs inside a scope of the fit. Returns tensors of shape (n, *site shape), where a site has the shape that it
-    has in one run of the program.
+    log q is the density of all that the guide draws, auxiliary sites included.
     """
-    sites = (*drawn_sites(program), *(predictive_sites(program) if predictive else ()))
-    names = [site.name for site in sites]
-    model = (
-        _Unobserve([site.name for site in predictive_sites(program)])(program.model) if predictive else program.model
-    )
-    data = program.data
+    names = [site.name for site in drawn_latents(program)]
 
-    def run() -> dict[str, Tensor]:
-        replayed = poutine.replay(model, trace=program.trace_guide())
-        model_trace: Any = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
-        return {name: model_trace.nodes[name]["value"] for name in names}
+    def run(_: Any) -> dict[str, Any]:
+        trace = program.trace_guide()
+        trace.compute_log_prob()
+        return {"latents": {name: trace.nodes[name]["value"] for name in names}, "log_q": log_prob_sum(trace)}
 
-    with torch.no_grad(), buffers_kept(program.modules()), program.explained("model or guide"):
-        return repeat(run, n, chunk=max(1, min(n, _ELEMENTS // _elements(program))))
+    with program.explained("guide"):
+        drawn = chunked(program, run, n)
+    return drawn.get("latents", {}), drawn["log_q"]
 
 
-def observations(program: Program) -> dict[str, Tensor]:
-    """The observed value of every site of `predictive_sites`, all rows."""
-    data = program.data
-    with torch.no_grad(), buffers_kept(program.modules()), program.explained("model"):
-        trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
-    return {site.name: trace.nodes[site.name]["value"] for site in predictive_sites(program)}
+def modelled(
+    program: Program, drawn: Mapping[str, Tensor], n: int, *, keep: Collection[str], anew: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """The sites `keep` of the model given draws of its latents; those named by `anew` drawn and not observed."""
+    args, kwargs = program.data.args, program.data.kwargs
+    model = Unobserve(list(anew))(program.model)
+
+    def run(given: Any) -> dict[str, Tensor]:
+        with Given(given):
+            trace: Any = poutine.trace(model).get_trace(*args, **kwargs)
+        return {name: trace.nodes[name]["value"] for name in keep}
+
+    with program.explained("model"):
+        return chunked(program, run, n, given=drawn)  # type: ignore[no-any-return]
 
 
-class _Unobserve(Messenger):
-    """Draws observed sites anew."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__()
-        self.names = frozenset(names)
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            msg["value"], msg["is_observed"], msg["done"] = None, False, False
+def discrete(program: Program, drawn: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+    """The latents that are summed out, drawn from their exact posterior given draws of the others."""
+    if not program.enumerated:
+        return {}
+    with program.explained("model"):
+        return chunked(program, lambda given: summed(program, given).draw(), n, given=drawn)  # type: ignore[no-any-return]
 
 
-def _own_rows(program: Program, site: Site) -> bool:
-    return any(plate.size < plate.full_size and plate.name not in program.batch_sizes for plate in site.plates)
+def summed(program: Program, given: Mapping[str, Tensor]) -> Summed:
+    """One run of the model with its discrete latents at all their values, given one draw of the others."""
+    with Given(given):
+        return Summed(program.model, program.data.args, program.data.kwargs, first_dim=-1 - program.max_plate_nesting)
+
+
+def log_prob_sum(trace: Any) -> Tensor:
+    """The log joint of every site of a trace whose log probabilities are there, scalar, float64."""
+    terms = [node["log_prob_sum"] for node in trace.nodes.values() if node["type"] == "sample"]
+    return sum((torch.as_tensor(term).double() for term in terms), torch.zeros((), dtype=torch.float64))
+
+
+def chunked(
+    program: Program, run: Callable[[Any], Mapping[str, Any]], n: int, *, given: Mapping[str, Tensor] | None = None
+) -> Any:
+    """`repeat` in chunks that fit in memory, without gradients, on all rows; buffers of modules stay what they are."""
+    chunk = max(1, min(n, _ELEMENTS // _elements(program)))
+    with torch.no_grad(), buffers_kept(program.modules()), program.whole:
+        return repeat(run, n, chunk=chunk, given=given)
+
+
+def refuse_too_large(sites: Iterable[Site], n: int, program: Program, what: str) -> None:
+    """Raise `OptionError` where `n` draws of the sites are more than the memory of the device can hold."""
+    numbers = n * sum(_numbers(site) for site in sites)
+    device = program.device
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    needed = numbers * torch.finfo(program.dtype).bits // 8
+    if needed > memory:
+        raise OptionError(
+            f"{n:,} draws take {needed / 2**30:,.0f} GiB for {what}, and the {device.type} has {memory / 2**30:,.0f}: "
+            "take fewer draws or fewer rows, and leave out what is not needed"
+        )
+
+
+def _numbers(site: Site) -> int:
+    """How many numbers one draw of a site holds, with all rows."""
+    return int(math.prod(site.value_shape) * math.prod(plate.full_size / plate.size for plate in site.plates))
 
 
 def _elements(program: Program) -> int:
-    """How many numbers one run holds at its sites, with all rows."""
-    total = 1
-    for site in program.model_sites:
-        rows = math.prod(plate.full_size / plate.size for plate in site.plates)
-        total += int(math.prod(site.value_shape) * rows)
-    return total
+    """How many numbers one run holds at its sites, with all rows and all values of latents that are summed out."""
+    values = math.prod(max(len(site.support), 1) for site in program.model_sites if site.name in program.enumerated)
+    return 1 + min(values, _MOST_VALUES) * sum(_numbers(site) for site in program.model_sites)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
@@ -12,24 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ingle.errors import OptionError
-from ingle.program import Site
 
-__all__ = ["summary", "to_arviz"]
+__all__ = ["smoothed", "summary", "to_arviz"]
 
 _RESERVED = {"chain", "draw"}
-
-
-def _arviz() -> ModuleType:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0 at every import
-        import arviz
-
-    return arviz
+_NOT_DRAWN = {"observed_data", "constant_data"}
 
 
 def to_arviz(
-    sites: Sequence[Site],
-    groups: Mapping[str, Mapping[str, Tensor]],
+    groups: Mapping[str, Mapping[str, Any]],
     *,
     coords: Mapping[str, Sequence[Any]] | None,
     dims: Mapping[str, Sequence[str]] | None,
@@ -38,60 +30,76 @@ def to_arviz(
     """Draws and data as ArviZ holds them: `InferenceData` in 0.23, `xarray.DataTree` in 1.x.
 
     Args:
-        sites: of the program; the plates of each become dimensions.
-        groups: ArviZ group to site to tensor; shape (n, *site shape), `observed_data` without the first axis.
+        groups: ArviZ group to name to `Variable`.
         coords: labels of a dimension, such as the schools' names for plate "school".
-        dims: names for the dimensions of a site, in place of those found.
+        dims: names for the dimensions of a variable, in place of those found; a log likelihood, which has only
+            the first of them, takes the first names.
         attributes: written into every group.
 
     Raises:
-        OptionError: coords of another length than their dimension, or dims for a site that is not there.
+        OptionError: coords of another length than their dimension, or dims for a variable that is not there.
     """
-    by_name = {site.name: site for site in sites}
     for what, mapping in {"coords": coords, "dims": dims}.items():
         if mapping is not None and not isinstance(mapping, Mapping):
             raise OptionError(f"{what} must be a mapping, got {mapping!r}")
-    shapes = {
-        name: tuple(value.shape) if group == "observed_data" else tuple(value.shape[1:])
+    named = _named(groups, dims or {})
+    sizes = {
+        dim: size
         for group, members in groups.items()
-        for name, value in members.items()
+        for name, variable in members.items()
+        for dim, size in zip(named[group, name], _shape(group, variable), strict=True)
     }
-    named = {name: _dims(by_name[name], len(shape)) for name, shape in shapes.items()}
-    for name, given in (dims or {}).items():
-        if name not in named:
-            raise OptionError(f"dims names {name!r}, which is not among the exported sites: {', '.join(named)}")
-        names = _listed(f"dims[{name!r}]", given)
-        if len(names) != len(shapes[name]):
-            raise OptionError(f"dims[{name!r}] has {len(names)} names, but the site has shape {shapes[name]}")
-        named[name] = names
-    sizes = {dim: size for name, shape in shapes.items() for dim, size in zip(named[name], shape, strict=True)}
-    taken = sorted({*named, *sizes} & _RESERVED)
+    names = {name for members in groups.values() for name in members}
+    taken = sorted({*names, *sizes} & _RESERVED)
     if taken:
         raise OptionError(f"ArviZ keeps the names {sorted(_RESERVED)} for itself: rename {', '.join(taken)}")
-    labelled: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()}
+    labels = {
+        dim: list(given)
+        for members in groups.values()
+        for variable in members.values()
+        for dim, given in variable.labels.items()
+    }
     for dim, given in (coords or {}).items():
-        labels = _listed(f"coords[{dim!r}]", given)
+        listed = _listed(f"coords[{dim!r}]", given)
         if dim not in sizes:
             raise OptionError(f"coords names {dim!r}, which is no dimension: {', '.join(sizes) or 'there is none'}")
-        if len(labels) != sizes[dim]:
-            raise OptionError(f"coords[{dim!r}] has {len(labels)} labels, but the dimension has {sizes[dim]} rows")
-        labelled[dim] = labels
+        if len(listed) != sizes[dim]:
+            raise OptionError(f"coords[{dim!r}] has {len(listed)} labels, but the dimension has {sizes[dim]} rows")
+        labels[dim] = listed
+    return _built(groups, named, labels, attributes)
 
-    arrays = {
-        group: {name: _numpy(value, chain=group != "observed_data") for name, value in members.items()}
-        for group, members in groups.items()
-        if members
-    }
+
+def _built(
+    groups: Mapping[str, Mapping[str, Any]],
+    named: Mapping[tuple[str, str], tuple[str, ...]],
+    labels: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+) -> Any:
+    import xarray
+
+    stamp = {"created_at": datetime.now(UTC).isoformat(), **attributes}
+    datasets = {}
+    for group, members in groups.items():
+        drawn = () if group in _NOT_DRAWN else ("chain", "draw")
+        variables = {}
+        coordinates: dict[str, Any] = {}
+        for name, variable in members.items():
+            array = _numpy(variable.value)
+            dims = (*drawn, *named[group, name])
+            variables[name] = (dims, array[np.newaxis] if drawn else array)
+            shape = (1, *array.shape) if drawn else array.shape
+            coordinates |= {dim: labels.get(dim, np.arange(size)) for dim, size in zip(dims, shape, strict=True)}
+        clash = sorted(set(variables) & set(coordinates))
+        if clash:
+            raise OptionError(
+                f"{', '.join(map(repr, clash))} would be a variable and a dimension of group {group}: give the "
+                f"dimension another name, dims={{{clash[0]!r}: […]}}"
+            )
+        datasets[group] = xarray.Dataset(variables, coordinates, stamp)
     arviz = _arviz()
     if int(arviz.__version__.split(".")[0]) == 0:
-        data = arviz.from_dict(**arrays, coords=labelled, dims=named)
-        members = [data[group] for group in data.groups()]
-    else:
-        data = arviz.from_dict(arrays, coords=labelled, dims=named)
-        members = list(data.children.values())
-    for member in members:
-        member.attrs.update(attributes)
-    return data
+        return arviz.InferenceData(**datasets)
+    return xarray.DataTree.from_dict({f"/{group}": dataset for group, dataset in datasets.items()})
 
 
 def summary(data: Any) -> Any:
@@ -101,27 +109,65 @@ def summary(data: Any) -> Any:
     return _arviz().summary(data, kind="stats")
 
 
+def smoothed(log_weights: Tensor) -> tuple[NDArray[np.float64], float]:
+    """Log weights with their right tail smoothed by a generalised Pareto distribution, and the k-hat of that tail.
+
+    Args:
+        log_weights: shape (n,), in nats.
+    """
+    array = log_weights.double().cpu().numpy()
+    arviz = _arviz()
+    if int(arviz.__version__.split(".")[0]) == 0:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # k-hat says it better
+            smooth, khat = arviz.psislw(array)
+    else:
+        from arviz_stats.base import array_stats
+
+        smooth, khat = array_stats.psislw(-array)  # it takes the negative: log likelihoods that are left out
+    return np.asarray(smooth, dtype=np.float64), float(khat)
+
+
+def _named(
+    groups: Mapping[str, Mapping[str, Any]], dims: Mapping[str, Sequence[str]]
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """The names of the dimensions of each variable, the user's in place of those found."""
+    everywhere = [(group, name) for group, members in groups.items() for name in members]
+    named = {(group, name): tuple(groups[group][name].dims) for group, name in everywhere}
+    for name, given in dims.items():
+        places = [place for place in everywhere if place[1] == name]
+        if not places:
+            there = ", ".join(dict.fromkeys(name for _, name in everywhere))
+            raise OptionError(f"dims names {name!r}, which is not among the exported variables: {there}")
+        listed = tuple(_listed(f"dims[{name!r}]", given))
+        ranks = {place: len(_shape(place[0], groups[place[0]][name])) for place in places}
+        if len(listed) != max(ranks.values()):
+            fullest = max(ranks, key=lambda place: ranks[place])
+            shape = _shape(fullest[0], groups[fullest[0]][name])
+            raise OptionError(f"dims[{name!r}] has {len(listed)} names, but the variable has shape {shape}")
+        named |= {place: listed[:rank] for place, rank in ranks.items()}
+    return named
+
+
+def _shape(group: str, variable: Any) -> tuple[int, ...]:
+    """Of one draw, or of the data."""
+    return tuple(variable.value.shape if group in _NOT_DRAWN else variable.value.shape[1:])
+
+
 def _listed(name: str, given: Any) -> list[Any]:
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise OptionError(f"{name} must be a sequence, got {given!r}")
     return list(given)
 
 
-def _numpy(value: Tensor, *, chain: bool) -> NDArray[Any]:
+def _numpy(value: Tensor) -> NDArray[Any]:
     array: NDArray[Any] = value.detach().cpu().numpy()
-    return array[np.newaxis] if chain else array
+    return array
 
 
-def _dims(site: Site, ndim: int) -> list[str]:
-    """Plate names for the batch dimensions of a value, `name_dim_0` and so on for the rest."""
-    names = [f"{site.name}_dim_{place}" for place in range(ndim)]
-    event = len(site.event_shape)
-    if site.kind == "deterministic" and event >= ndim:
-        event = 0  # pyro.deterministic calls every dimension an event; the plates' are still where plates put them
-    for plate in site.plates:
-        if plate.dim is None:
-            continue
-        place = ndim + plate.dim - event
-        if place >= 0 and site.value_shape[place] == plate.size:
-            names[place] = plate.name
-    return names
+def _arviz() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0 at every import
+        import arviz
+
+    return arviz

@@ -20,27 +20,49 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["repeat"]
 
+_Tree = Mapping[str, Any]  # of tensors, or of names to tensors
+
+_DATA: Any = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _SAMPLERS = tuple(str(Path(str(module.__file__)).parent) for module in (torch.distributions, pyro.distributions))
 
 
-def repeat(run: Callable[[], Mapping[str, Tensor]], times: int, *, chunk: int) -> dict[str, Tensor]:
+def repeat(run: Callable[[Any], _Tree], times: int, *, chunk: int, given: _Tree | None = None) -> Any:
     """Run `run` `times` times with independent noise and stack what it returns, first axis `times`.
 
     All runs of a chunk go through the program together under `torch.vmap`, where every tensor has the shape that
     it has in a single run, so that `mu[county]` indexes counties and not draws. A program that vmap cannot take
     (numbers read from tensors, in-place updates, noise of numpy's) is run once for each draw.
+
+    Args:
+        run: from one element of `given` to tensors by name, or by name of names.
+        times: how many runs.
+        chunk: how many of them together.
+        given: what each run starts from, tensors with first axis `times`.
     """
+    inputs = {} if given is None else given
     outside = _python_noise()
     try:
         with warnings.catch_warnings(), _FunctionalNoise(), _DirichletByGamma():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # slower, still right
-            stacked = torch.vmap(lambda _: dict(run()), randomness="different", chunk_size=chunk)(torch.arange(times))
+            numbered = torch.vmap(lambda _, one: run(one), randomness="different", chunk_size=chunk)
+            stacked = numbered(torch.arange(times), inputs)
         if _python_noise() == outside:
-            return dict(stacked)
+            return stacked
     except Exception:  # whatever stopped vmap, the plain loop decides whether the program itself is at fault
         pass
-    runs = [run() for _ in range(times)]
-    return {name: torch.stack([one[name] for one in runs]) for name in runs[0]}
+    return _stacked([run(_at(place, inputs)) for place in range(times)])
+
+
+def _at(place: int, tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _at(place, branch) for name, branch in tree.items()}
+    return tree[place]
+
+
+def _stacked(trees: list[Any]) -> Any:
+    if isinstance(trees[0], Mapping):
+        return {name: _stacked([tree[name] for tree in trees]) for name in trees[0]}
+    return torch.stack(trees)
 
 
 def _python_noise() -> tuple[Any, ...]:
@@ -59,6 +81,8 @@ class _FunctionalNoise(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func == _DATA:
+            return args[0].detach()  # Pyro's enumeration reads shapes through `.data`, which vmap refuses
         noise = _NOISE.get(func)
         if noise is None or not sys._getframe(1).f_code.co_filename.startswith(_SAMPLERS):
             return func(*args, **(kwargs or {}))

@@ -1,0 +1,49 @@
+"""Draws of a guide resampled by smoothed importance weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ingle.errors import IngleWarning, warn
+from ingle.results.export import smoothed
+
+__all__ = ["resampled"]
+
+
+def resampled(log_weights: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Which draws to take, each as often as its weight says, and what the weights look like.
+
+    The weights are smoothed by a generalised Pareto distribution in their tail; draws are taken by systematic
+    resampling, so that each comes within one of its expected number of times.
+
+    Args:
+        log_weights: log p - log q of each draw, shape (n,), in nats.
+
+    Returns:
+        Places of draws, int64, shape (n,), and `khat`, `khat_threshold` and `ess` by name.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
+        Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
+        Kitagawa (1996), Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models.
+    """
+    n = len(log_weights)
+    log_smoothed, khat = smoothed(log_weights)
+    weights = torch.as_tensor(log_smoothed, dtype=torch.float64, device="cpu").softmax(0)
+    ess = 1 / float(weights.square().sum())
+    threshold = min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
+    if not khat < threshold:
+        warn(
+            f"the importance weights have k-hat {khat:.2f}, above {threshold:.2f}, the most at which {n:,} draws can "
+            f"be trusted, and an effective sample size of {ess:.0f}: the resampled draws are not those of the "
+            "posterior. Fit a guide of a wider family, or take more draws",
+            IngleWarning,
+        )
+    places = torch.arange(n, dtype=torch.float64, device="cpu")
+    points = (places + torch.rand((), dtype=torch.float64, device="cpu")) / n
+    chosen = torch.searchsorted(weights.cumsum(0), points).clamp(max=n - 1)
+    return chosen.to(log_weights.device), {"khat": khat, "khat_threshold": threshold, "ess": ess}
