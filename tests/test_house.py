@@ -39,6 +39,7 @@ def test_public_names() -> None:
         "TrainedModuleWarning",
         "__version__",
         "fit",
+        "prior_predictive",
     ]
     assert all(hasattr(ingle, name) for name in ingle.__all__)
 

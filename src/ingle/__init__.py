@@ -11,6 +11,7 @@ from ingle.errors import (
 )
 from ingle.fit import fit
 from ingle.fitted import Fit
+from ingle.results import prior_predictive
 from ingle.svi import SVI
 from ingle.version import __version__
 
@@ -26,4 +27,5 @@ __all__ = [
     "TrainedModuleWarning",
     "__version__",
     "fit",
+    "prior_predictive",
 ]

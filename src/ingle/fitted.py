@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ingle import results
+from ingle.data import read
 from ingle.options import positive_integer
-from ingle.program import Program
+from ingle.program import Program, check_call
 from ingle.results import Group
 from ingle.runtime import Runtime, resolve_seed
 from ingle.training import Stopped
@@ -111,6 +112,37 @@ class Fit:
 
     def _scope(self, seed: int | None) -> AbstractContextManager[None]:
         return self._runtime.scope(None if seed is None else resolve_seed(seed))
+
+    def predict(
+        self, data: Any = None, n: int = 1_000, *, new: str | Collection[str] = (), seed: int | None = None
+    ) -> dict[str, Tensor]:
+        """Draws of every site of the model with nothing observed, at draws of the fitted latents.
+
+        Args:
+            data: arguments of the model, as for `ingle.fit`: other covariates, or new rows. None for those of the
+                fit. What the model observes need not be there if the model has a default for it, and is not used
+                but by a guide that encodes it.
+            n: number of draws.
+            new: names of plates whose rows are new. Latents inside come from the guide where it is amortised, a
+                function of the data without a parameter for each row, and from the model given all other latents
+                otherwise. Latents elsewhere keep their posterior.
+            seed: of the draws; None gives the same draws at every call.
+
+        Returns:
+            For each site, latent, deterministic and observed, a tensor of shape (n, *site shape), in the dtype and
+            on the device of the fit.
+
+        Raises:
+            DataError: the data do not fit the call of the model.
+            OptionError: n below 1 or more than memory can hold, a plate of another size that `new` does not name,
+                names that are no plates, or a guide that does not follow the new rows.
+            ProgramError: model or guide raised on the data.
+        """
+        positive_integer("n", n)
+        plates = results.resolve_new(new)
+        arguments = None if data is None else check_call("model", self.model, read(data)).to(self.dtype, self.device)
+        with self._scope(seed):
+            return results.predict(self._program, arguments, n, new=plates)
 
     def to_arviz(
         self,

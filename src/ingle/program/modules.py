@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["buffers_kept", "find_modules"]
+__all__ = ["buffers_kept", "find_modules", "lent"]
 
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "pyro", "scipy", "sklearn", "torch")
 
@@ -76,3 +76,18 @@ def buffers_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
         with torch.no_grad():
             for part, name, before in kept:
                 part.get_buffer(name).copy_(before)  # by name, since .to() puts another tensor in its place
+
+
+@contextmanager
+def lent(modules: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Modules in another dtype and on another device inside; afterwards they hold what they held, to the last bit."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    kept = [(tensor, tensor.data) for tensor in tensors]
+    try:
+        for tensor in tensors:
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            tensor.data = tensor.data.to(dtype=kind, device=device, copy=True)
+        yield
+    finally:
+        for tensor, before in reversed(kept):  # a tensor of two modules was moved twice, so its first comes last
+            tensor.data = before

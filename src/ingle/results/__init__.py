@@ -4,5 +4,18 @@ from ingle.results.card import card
 from ingle.results.draws import posterior
 from ingle.results.export import summary, to_arviz
 from ingle.results.groups import Group, collect, resolve_groups
+from ingle.results.predict import predict, resolve_new
+from ingle.results.prior import prior_predictive
 
-__all__ = ["Group", "card", "collect", "posterior", "resolve_groups", "summary", "to_arviz"]
+__all__ = [
+    "Group",
+    "card",
+    "collect",
+    "posterior",
+    "predict",
+    "prior_predictive",
+    "resolve_groups",
+    "resolve_new",
+    "summary",
+    "to_arviz",
+]

@@ -16,9 +16,11 @@ from ingle.program import Given, Program, Site, Summed, Unobserve, buffers_kept
 from ingle.results.vectorise import repeat
 
 __all__ = [
+    "chunk_of",
     "chunked",
     "deterministic_sites",
     "discrete",
+    "drawn_anew",
     "drawn_latents",
     "guided",
     "modelled",
@@ -46,7 +48,8 @@ def posterior(program: Program, n: int, *, discrete_too: bool) -> dict[str, Tens
     """
     sites = deterministic_sites(program, discrete_too=discrete_too)
     latents = {site.name for site in drawn_latents(program)} | ({*program.enumerated} if discrete_too else set())
-    refuse_too_large((*sites, *(site for site in program.latents if site.name in latents)), n, program, "the draws")
+    held = (*sites, *(site for site in program.latents if site.name in latents))
+    refuse_too_large(held, n, program.dtype, program.device, "the draws")
     drawn, _ = guided(program, n)
     if discrete_too:
         drawn.update(discrete(program, drawn, n))
@@ -71,28 +74,38 @@ def deterministic_sites(program: Program, *, discrete_too: bool) -> tuple[Site, 
 
 
 def observed_sites(program: Program) -> tuple[Site, ...]:
-    """The observed sites that can be drawn anew, `pyro.factor` statements left out."""
-    return tuple(
-        site
-        for site in program.model_sites
-        if site.kind == "observed" and site.distribution not in ("Unit", "Delta") and not program.partial(site)
-    )
+    """The observed sites of which every row can be drawn anew."""
+    return tuple(site for site in drawn_anew(program.model_sites) if not program.partial(site))
 
 
-def guided(program: Program, n: int) -> tuple[dict[str, Tensor], Tensor]:
+def drawn_anew(sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The observed sites that a prediction draws: `pyro.factor` statements are no data."""
+    return tuple(site for site in sites if site.kind == "observed" and site.distribution not in ("Unit", "Delta"))
+
+
+def guided(
+    program: Program, n: int, *, given: Mapping[str, Tensor] | None = None, keep: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
     """Draws of the guide: every latent, shape (n, *site shape), and log q, shape (n,), float64.
 
     log q is the density of all that the guide draws, auxiliary sites included.
-    """
-    names = [site.name for site in drawn_latents(program)]
 
-    def run(_: Any) -> dict[str, Any]:
-        trace = program.trace_guide()
+    Args:
+        program: the fitted one.
+        n: number of draws.
+        given: draws of latents that the guide takes instead of its own.
+        keep: the latents wanted; all where None.
+    """
+    names = [site.name for site in drawn_latents(program) if keep is None or site.name in keep]
+
+    def run(values: Any) -> dict[str, Any]:
+        with Given(values):
+            trace = program.trace_guide()
         trace.compute_log_prob()
         return {"latents": {name: trace.nodes[name]["value"] for name in names}, "log_q": log_prob_sum(trace)}
 
     with program.explained("guide"):
-        drawn = chunked(program, run, n)
+        drawn = chunked(program, run, n, given=given)
     return drawn.get("latents", {}), drawn["log_q"]
 
 
@@ -136,22 +149,29 @@ def chunked(
     program: Program, run: Callable[[Any], Mapping[str, Any]], n: int, *, given: Mapping[str, Tensor] | None = None
 ) -> Any:
     """`repeat` in chunks that fit in memory, without gradients, on all rows; buffers of modules stay what they are."""
-    chunk = max(1, min(n, _ELEMENTS // _elements(program)))
+    chunk = chunk_of(program.model_sites, n, summed=program.enumerated)
     with torch.no_grad(), buffers_kept(program.modules()), program.whole:
         return repeat(run, n, chunk=chunk, given=given)
 
 
-def refuse_too_large(sites: Iterable[Site], n: int, program: Program, what: str) -> None:
+def chunk_of(sites: Iterable[Site], n: int, *, summed: Collection[str] = ()) -> int:
+    """How many of `n` draws go through the program together, all values of latents that are summed out counted."""
+    sites = list(sites)
+    values = math.prod(max(len(site.support), 1) for site in sites if site.name in summed)
+    numbers = 1 + min(values, _MOST_VALUES) * sum(_numbers(site) for site in sites)
+    return max(1, min(n, _ELEMENTS // numbers))
+
+
+def refuse_too_large(sites: Iterable[Site], n: int, dtype: torch.dtype, device: torch.device, what: str) -> None:
     """Raise `OptionError` where `n` draws of the sites are more than the memory of the device can hold."""
     numbers = n * sum(_numbers(site) for site in sites)
-    device = program.device
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
         return
-    needed = numbers * torch.finfo(program.dtype).bits // 8
+    needed = numbers * torch.finfo(dtype).bits // 8
     if needed > memory:
         raise OptionError(
             f"{n:,} draws take {needed / 2**30:,.0f} GiB for {what}, and the {device.type} has {memory / 2**30:,.0f}: "
@@ -162,9 +182,3 @@ def refuse_too_large(sites: Iterable[Site], n: int, program: Program, what: str)
 def _numbers(site: Site) -> int:
     """How many numbers one draw of a site holds, with all rows."""
     return int(math.prod(site.value_shape) * math.prod(plate.full_size / plate.size for plate in site.plates))
-
-
-def _elements(program: Program) -> int:
-    """How many numbers one run holds at its sites, with all rows and all values of latents that are summed out."""
-    values = math.prod(max(len(site.support), 1) for site in program.model_sites if site.name in program.enumerated)
-    return 1 + min(values, _MOST_VALUES) * sum(_numbers(site) for site in program.model_sites)

@@ -322,7 +322,7 @@ def _refuse_too_large(program: Program, n: int, groups: Collection[str]) -> None
     for group, sites in {"posterior": latent, "prior": latent, "posterior_predictive": observed}.items():
         held += sites if group in groups else ()
     held += observed if "prior_predictive" in groups else ()
-    refuse_too_large(held, n, program, f"the groups {', '.join(groups)}")
+    refuse_too_large(held, n, program.dtype, program.device, f"the groups {', '.join(groups)}")
 
 
 def _pick(tree: Mapping[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
