@@ -4,7 +4,7 @@ from ingle.program.amortised import amortised
 from ingle.program.discrete import Summed
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideName
-from ingle.program.handlers import Given, Provenance, Rows, Unobserve
+from ingle.program.handlers import Given, Provenance, Unobserve
 from ingle.program.modules import buffers_kept, find_modules, lent
 from ingle.program.program import Program, build_program, set_guide
 from ingle.program.sites import Plate, Site, read_sites
@@ -16,7 +16,6 @@ __all__ = [
     "Plate",
     "Program",
     "Provenance",
-    "Rows",
     "Site",
     "Summed",
     "Unobserve",

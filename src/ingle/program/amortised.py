@@ -43,7 +43,7 @@ def amortised(program: Program, latents: Sequence[str], plates: Collection[str])
         if plate.name in plates and plate.dim is not None
     }
     leaves = list(program.sides()[1].values())
-    with torch.enable_grad(), buffers_kept(program.modules()), program.whole, program.explained("guide"):
+    with torch.enable_grad(), buffers_kept(program.modules()), program.explained("guide"):
         trace: Any = program.trace_guide()
         return not any(
             _row_for_each(_rows(trace.nodes[name], plate), leaf, plate.full_size)

@@ -47,8 +47,6 @@ class Program:
         enumerated: the discrete latents that the guide leaves out, which the objective sums over.
         model_leaves, guide_leaves: every parameter that each side has read, by name, unconstrained.
         hidden: the deterministic sites whose value depends on a latent that is summed out.
-        whole: the handler that gives every row to plates that draw rows by themselves.
-        loose: names of such plates where the program does not take every row.
     """
 
     model: Callable[..., Any]
@@ -64,8 +62,6 @@ class Program:
     model_leaves: Leaves
     guide_leaves: Leaves
     hidden: frozenset[str] = frozenset()
-    whole: Rows = field(default_factory=Rows)
-    loose: frozenset[str] = frozenset()
     _sides: tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
     @property
@@ -84,8 +80,8 @@ class Program:
         return self.model_leaves.device
 
     def partial(self, site: Site) -> bool:
-        """Whether each run shows other rows of the site, and there is no way to see all."""
-        return any(plate.name in self.loose for plate in site.plates)
+        """Whether the site is inside a plate that draws rows by itself, so that each run shows others of them."""
+        return any(plate.size < plate.full_size and plate.name not in self.batch_sizes for plate in site.plates)
 
     @property
     def max_plate_nesting(self) -> int:
@@ -251,8 +247,6 @@ def build_program(
             model, config_fn=lambda site: {"enumerate": "parallel"} if site["name"] in names else {}
         )
         program.hidden = _downstream_of_enumerated(program)
-    with runtime.trial():
-        _find_whole_rows(program)
     return program
 
 
@@ -276,27 +270,6 @@ def _downstream_of_enumerated(program: Program) -> frozenset[str]:
         for site in program.model_sites
         if site.kind == "deterministic" and get_provenance(trace.nodes[site.name]["value"])
     )
-
-
-def _find_whole_rows(program: Program) -> None:
-    """Give every row to plates that draw rows by themselves, where model and guide can be run so."""
-    sizes = {
-        plate.name: plate.full_size
-        for site in program.model_sites
-        for plate in site.plates
-        if plate.size < plate.full_size and plate.name not in program.batch_sizes
-    }
-    if not sizes:
-        return
-    program.whole.rows = {name: torch.arange(size) for name, size in sizes.items()}
-    data = program.data
-    try:
-        with validation(True), torch.no_grad(), program.whole:
-            replayed = poutine.replay(program.model, trace=program.trace_guide())
-            trace: Any = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
-            trace.compute_log_prob()
-    except Exception:  # the rows of the plate are not the program's to choose, as where a minibatch is its argument
-        program.whole.rows, program.loose = {}, frozenset(sizes)
 
 
 def _without(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -148,9 +148,9 @@ def log_prob_sum(trace: Any) -> Tensor:
 def chunked(
     program: Program, run: Callable[[Any], Mapping[str, Any]], n: int, *, given: Mapping[str, Tensor] | None = None
 ) -> Any:
-    """`repeat` in chunks that fit in memory, without gradients, on all rows; buffers of modules stay what they are."""
+    """`repeat` in chunks that fit in memory, without gradients, buffers of modules stay what they are."""
     chunk = chunk_of(program.model_sites, n, summed=program.enumerated)
-    with torch.no_grad(), buffers_kept(program.modules()), program.whole:
+    with torch.no_grad(), buffers_kept(program.modules()):
         return repeat(run, n, chunk=chunk, given=given)
 
 

@@ -94,16 +94,13 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
     pointwise: dict[str, Tensor] = {}
     if weighted or set(groups) & {"log_likelihood", "sample_stats"}:
         stats, pointwise = _evaluate(program, drawn, n, pointwise="log_likelihood" in groups)
-        masses = point_masses(program)
-        if masses:
-            attributes["point_mass"] = ", ".join(masses)
-        else:
+        without = _why_no_weights(program)
+        if without is None:
             stats |= {"log_q": log_q, "log_weight": stats["log_p"] - log_q}
-        if weighted and masses:
-            raise OptionError(
-                f"the guide is a point mass at {', '.join(masses)}, so its draws have no importance weights; fit a "
-                "guide with a density, such as 'normal'"
-            )
+        else:
+            attributes["log_weight"] = f"left out: {without}"
+        if weighted and without is not None:
+            raise OptionError(f"the draws have no importance weights: {without}")
     if weighted:
         chosen, told = resampled(stats.pop("log_weight"))
         drawn, stats, pointwise = (_pick(tree, chosen) for tree in (drawn, stats, pointwise))
@@ -147,6 +144,19 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
         if constants:
             found["constant_data"] = constants
     return {name: found[name] for name in get_args(Group) if name in found}, attributes
+
+
+def _why_no_weights(program: Program) -> str | None:
+    masses = point_masses(program)
+    if masses:
+        return f"the guide is a point mass at {', '.join(masses)}, without a density; fit 'normal', say"
+    own = sorted({plate.name for site in program.model_sites for plate in site.plates if program.partial(site)})
+    if own:
+        return (
+            f"plate {', '.join(own)} draws rows by itself, so each run sees other data; give the plate all its rows "
+            "and the fit batch_size"
+        )
+    return None
 
 
 def point_masses(program: Program) -> tuple[str, ...]:
@@ -280,7 +290,7 @@ def local_latents(program: Program) -> dict[str, tuple[str, ...]]:
         return {}
     values, _ = guided(program, 1)
     found = {}
-    with torch.no_grad(), buffers_kept(program.modules()), program.whole, program.explained("model"):
+    with torch.no_grad(), buffers_kept(program.modules()), program.explained("model"):
         with Provenance(latents), Given({name: value[0] for name, value in values.items()}):
             trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
         for name, plates in observed.items():
@@ -295,7 +305,7 @@ def local_latents(program: Program) -> dict[str, tuple[str, ...]]:
 def _observations(program: Program) -> dict[str, Tensor]:
     """The observed value of every site of `observed_sites`, all rows."""
     data = program.data
-    with torch.no_grad(), buffers_kept(program.modules()), program.whole, program.explained("model"):
+    with torch.no_grad(), buffers_kept(program.modules()), program.explained("model"):
         trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
     return {site.name: trace.nodes[site.name]["value"] for site in observed_sites(program)}
 

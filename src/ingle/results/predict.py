@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.util import check_site_shape
 from torch import Tensor
 
 from ingle.data import Data
 from ingle.errors import OptionError
-from ingle.program import Program, Rows, Site, Unobserve, amortised, buffers_kept, read_sites, typical_value
+from ingle.program import Program, Site, Unobserve, amortised, buffers_kept, read_sites, typical_value
 from ingle.results.draws import discrete, drawn_anew, guided, modelled, refuse_too_large
+from ingle.runtime import validation
 
 __all__ = ["predict", "resolve_new"]
 
@@ -68,10 +71,15 @@ def predict(program: Program, data: Data | None, n: int, *, new: frozenset[str])
 
 def _with_data(program: Program, data: Data, anew: Sequence[str], new: frozenset[str]) -> Program:
     """The program with other arguments, its sites as one run on them shows them."""
-    target = replace(program, data=data, whole=Rows())
-    messengers = (InitMessenger(typical_value), Unobserve(anew))
-    with torch.no_grad(), buffers_kept(program.modules()), messengers[0], messengers[1], target.explained("model"):
-        trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
+    target = replace(program, data=data)
+    model = Unobserve(anew)(program.model)
+    told = target.explained("model")
+    with validation(True), torch.no_grad(), buffers_kept(program.modules()), InitMessenger(typical_value), told:
+        trace: Any = poutine.trace(model).get_trace(*data.args, **data.kwargs)
+        trace.compute_log_prob()
+        for node in trace.nodes.values():
+            if node["type"] == "sample":
+                check_site_shape(node, math.inf)
     target.model_sites = read_sites(trace)
     before, after = _sizes(program.model_sites), _sizes(target.model_sites)
     for name, size in after.items():
@@ -80,7 +88,6 @@ def _with_data(program: Program, data: Data, anew: Sequence[str], new: frozenset
                 f"plate {name!r} has {size} rows in the data and had {before[name]} in the fit: if they are new rows, "
                 f"say new=({name!r},), so that nothing of the old rows is taken for theirs"
             )
-    target.whole.rows = {name: torch.arange(after[name]) for name in program.whole.rows if name in after}
     return target
 
 
