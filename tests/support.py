@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 import ingle
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 at every import
+    import arviz as az
+
+
+def arviz_line() -> int:
+    """0 for ArviZ 0.23, 1 for 1.x."""
+    return int(az.__version__.split(".")[0])
 
 
 def global_state() -> dict[str, Any]:

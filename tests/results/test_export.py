@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from support import az
 from torch import Tensor
 
 import ingle
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)
-    import arviz as az
 
 Y = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
 

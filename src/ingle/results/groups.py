@@ -134,7 +134,7 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
         _tell_of_local_latents(program, attributes)
     if "sample_stats" in groups:
         found["sample_stats"] = {name: Variable(value, ()) for name, value in stats.items()}
-    data = _observations(program)
+    data = _observations(program, drawn)
     if "observed_data" in groups and data:
         found["observed_data"] = {
             name: Variable(value, dims_of(sites[name], value.dim())) for name, value in data.items()
@@ -302,10 +302,10 @@ def local_latents(program: Program) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _observations(program: Program) -> dict[str, Tensor]:
-    """The observed value of every site of `observed_sites`, all rows."""
-    data = program.data
-    with torch.no_grad(), buffers_kept(program.modules()), program.explained("model"):
+def _observations(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The observed value of every site of `observed_sites`, all rows, as the model sees them at the first draw."""
+    data, given = program.data, Given({name: value[0] for name, value in drawn.items()})
+    with torch.no_grad(), buffers_kept(program.modules()), given, program.explained("model"):
         trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
     return {site.name: trace.nodes[site.name]["value"] for site in observed_sites(program)}
 

@@ -79,7 +79,7 @@ def _with_data(program: Program, data: Data, anew: Sequence[str], new: frozenset
         trace.compute_log_prob()
         for node in trace.nodes.values():
             if node["type"] == "sample":
-                check_site_shape(node, math.inf)
+                check_site_shape(node, math.inf)  # type: ignore[arg-type]
     target.model_sites = read_sites(trace)
     before, after = _sizes(program.model_sites), _sizes(target.model_sites)
     for name, size in after.items():

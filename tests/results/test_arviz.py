@@ -1,0 +1,106 @@
+"""What ArviZ does with the fit of every pair that ships."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from support import arviz_line, az, eight_schools_data, old_faithful, radon_data
+
+import ingle
+from ingle.guides import hierarchical as hierarchical_guides
+from ingle.guides.mixture import GaussianMixtureGuide
+from ingle.guides.vae import VAEGuide
+from ingle.models import hierarchical
+from ingle.models.mixture import GaussianMixture
+from ingle.models.vae import VAE
+
+matplotlib.use("Agg")
+
+
+def mixture() -> ingle.Fit:
+    model = GaussianMixture(2)
+    return ingle.fit(model, GaussianMixtureGuide(model), old_faithful()[:40], steps=20)
+
+
+def vae() -> ingle.Fit:
+    model = VAE(6, 2)
+    return ingle.fit(model, VAEGuide(model), (torch.rand(30, 6) > 0.5).float(), steps=20)
+
+
+PAIRS: dict[str, Callable[[], ingle.Fit]] = {
+    "eight_schools": lambda: ingle.fit(
+        hierarchical.eight_schools, hierarchical_guides.eight_schools_guide, eight_schools_data(), steps=20
+    ),
+    "eight_schools_centred": lambda: ingle.fit(
+        hierarchical.eight_schools_centred,
+        hierarchical_guides.eight_schools_centred_guide,
+        eight_schools_data(),
+        steps=20,
+    ),
+    "radon_varying_intercepts": lambda: ingle.fit(
+        hierarchical.radon_varying_intercepts,
+        hierarchical_guides.radon_varying_intercepts_guide,
+        {name: column[:60] for name, column in radon_data().items()},
+        steps=20,
+    ),
+    "mixture": mixture,
+    "vae": vae,
+}
+LOCAL = {"eight_schools", "eight_schools_centred", "vae"}
+
+
+def exported(name: str) -> Any:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ingle.IngleWarning)
+        data = PAIRS[name]().to_arviz(100)
+    assert len([one for one in caught if issubclass(one.category, ingle.IngleWarning)]) == (name in LOCAL)
+    return data
+
+
+GROUPS = (
+    "posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats", "observed_data",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_arviz_takes_every_pair(name: str, tmp_path: Path) -> None:
+    data, again = exported(name), exported(name)
+    assert all(hasattr(data, group) for group in GROUPS)
+    assert all(np.isfinite(data[group][site]).all() for group in GROUPS for site in data[group].data_vars)
+    latent = next(iter(data.posterior.data_vars))
+    (observed,) = data.observed_data.data_vars
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ArviZ: deprecations, and the k-hat of fits of 20 steps
+        assert latent in "".join(az.summary(data, kind="stats").index)
+        if arviz_line() == 0:
+            az.plot_posterior(data, var_names=[latent])
+            az.plot_ppc(data, num_pp_samples=10)
+        else:
+            az.plot_dist(data, var_names=[latent])
+            az.plot_ppc_dist(data, num_samples=10)
+        matplotlib.pyplot.close("all")
+        found = az.loo(data, var_name=observed)
+        assert found.n_data_points == data.log_likelihood[observed][0, 0].size
+        table = az.compare({"one": data, "two": again}, var_name=observed)
+        assert set(table.index) == {"one", "two"}
+    data.to_netcdf(str(tmp_path / "fit.nc"))
+    back: Any = az.from_netcdf(str(tmp_path / "fit.nc"))
+    for group in GROUPS:
+        assert set(back[group].data_vars) == set(data[group].data_vars)
+        for site in data[group].data_vars:
+            np.testing.assert_array_equal(back[group][site].to_numpy(), data[group][site].to_numpy())
+        assert back[group].attrs["inference_library"] == "ingle"
+
+
+def test_every_shipped_model_is_here() -> None:
+    shipped = {*hierarchical.__all__, "mixture", "vae"}
+    assert shipped == set(PAIRS)
+    files = {path.stem for path in Path(hierarchical.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == {"hierarchical", "mixture", "vae"}
