@@ -31,7 +31,7 @@ def mixture() -> ingle.Fit:
 
 def vae() -> ingle.Fit:
     model = VAE(6, 2)
-    return ingle.fit(model, VAEGuide(model), (torch.rand(30, 6) > 0.5).float(), steps=20)
+    return ingle.fit(model, VAEGuide(model), (torch.rand(12, 6) > 0.5).float(), steps=20)
 
 
 PAIRS: dict[str, Callable[[], ingle.Fit]] = {

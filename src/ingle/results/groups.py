@@ -143,7 +143,7 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
         constants = _constants(program.data, data.values())
         if constants:
             found["constant_data"] = constants
-    return {name: found[name] for name in get_args(Group) if name in found}, attributes
+    return {name: found[name] for name in get_args(Group) if found.get(name)}, attributes
 
 
 def _why_no_weights(program: Program) -> str | None:
