@@ -25,6 +25,9 @@ from ingle.guides.hierarchical import eight_schools_guide
 from ingle.models.hierarchical import eight_schools, radon_varying_intercepts
 
 DATA = Path(__file__).parent / "data"
+ALL_BUT_LIKELIHOOD = (
+    "posterior", "posterior_predictive", "prior", "prior_predictive", "sample_stats", "observed_data", "constant_data",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -42,7 +45,9 @@ def main() -> None:
         eight_schools_guide,  # a guide of one's own: a plain function
         {"sigma": schools["sigma"].astype(float), "y": schools["y"].astype(float)},
         coords={"school": schools["school"].tolist()},
+        dims={"sigma": ["school"]},
         show=["mu", "tau", "theta"],
+        groups=ALL_BUT_LIKELIHOOD,  # each school has an effect of its own, so leaving one out would say little
         options=options,
     )
 
@@ -54,7 +59,9 @@ def main() -> None:
         "normal",  # a guide by name: independent normals in unconstrained space
         {"county": radon["county_idx"], "floor": radon["floor"], "log_radon": radon["log_radon"]},
         coords={"county": counties.tolist()},
+        dims={"county": ["house"], "floor": ["house"]},
         show=["mu_alpha", "sigma_alpha", "beta", "sigma"],
+        groups=None,
         options=options,
     )
 
@@ -66,22 +73,25 @@ def report(
     data: dict[str, Any],
     *,
     coords: dict[str, list[str]],
+    dims: dict[str, list[str]],
     show: list[str],
+    groups: tuple[str, ...] | None,
     options: argparse.Namespace,
 ) -> None:
     """Fit, print the card and a summary, and write pictures and the posterior."""
     fit = ingle.fit(model, guide, data, steps=200 if options.smoke else None, device=options.device)
     print(fit)
-    posterior = fit.to_arviz(draws=200 if options.smoke else 2_000, coords=coords)
+    posterior = fit.to_arviz(draws=200 if options.smoke else 2_000, coords=coords, dims=dims, groups=groups)
     print(az.summary(posterior, var_names=show, kind="stats"), end="\n\n")
 
     posterior.to_netcdf(str(options.out / f"{name}.nc"))
-    draw_loss(fit, options.out / f"{name}_loss.png")
+    draw_loss(fit, posterior, options.out / f"{name}_loss.png")
     draw_forest(posterior, show, options.out / f"{name}_forest.png")
     draw_predictive(posterior, options.out / f"{name}_predictive.png")
+    draw_prior(posterior, show, options.out / f"{name}_prior.png")
 
 
-def draw_loss(fit: ingle.Fit, path: Path) -> None:
+def draw_loss(fit: ingle.Fit, posterior: Any, path: Path) -> None:
     """Negative ELBO against steps: every step faintly, the mean of 50 boldly."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     steps = np.arange(fit.steps)
@@ -91,7 +101,9 @@ def draw_loss(fit: ingle.Fit, path: Path) -> None:
     axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} steps")
     low, high = np.quantile(fit.losses[fit.steps // 10 :], [0.0, 0.995])
     axes.set_ylim(low - 0.05 * (high - low), high + 0.25 * (high - low))
-    axes.set(xlabel="step", ylabel="negative ELBO (nats)", title=f"{fit.steps:,} steps, stopped by: {fit.stopped}")
+    told = posterior.posterior.attrs
+    title = f"{told['steps']:,} steps, stopped by: {told['stopped']}"
+    axes.set(xlabel="step", ylabel="negative ELBO (nats)", title=title)
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -144,6 +156,22 @@ def draw_predictive(posterior: Any, path: Path) -> None:
         axes.set(xlabel=observed.dims[0], ylabel=name)
     axes.set_title("posterior predictive")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_prior(posterior: Any, names: list[str], path: Path) -> None:
+    """What the data have taught about each quantity: prior and posterior, the first element where there are many."""
+    figure, all_axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 2.6), layout="constrained")
+    for axes, name in zip(all_axes, names, strict=True):
+        before, after = (group[name].to_numpy()[0] for group in (posterior.prior, posterior.posterior))
+        before, after = (values.reshape(len(values), -1)[:, 0] for values in (before, after))
+        low, high = np.quantile(after, [0.001, 0.999])
+        edges = np.linspace(low - 2 * (high - low), high + 2 * (high - low), 80)
+        for values, colour, label in ((before, "grey", "prior"), (after, "tab:blue", "posterior")):
+            axes.stairs(np.histogram(values, edges)[0] / len(values), edges, color=colour, label=label)
+        axes.set(title=name if posterior.posterior[name].ndim == 2 else f"{name}, first", yticks=[])
+    all_axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -10,11 +10,18 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WRITES = {
+    "custom_model.py": [
+        "custom_model.fit",
+        "custom_model.nc",
+        "custom_model_predicted.png",
+        "custom_model_prior.png",
+        "custom_model_replicated.png",
+    ],
     "digits.py": ["digits.png"],
     "quickstart.py": [
         f"{fit}{ending}"
         for fit in ("eight_schools", "radon")
-        for ending in (".nc", "_loss.png", "_forest.png", "_predictive.png")
+        for ending in (".nc", "_loss.png", "_forest.png", "_predictive.png", "_prior.png")
     ],
 }
 
