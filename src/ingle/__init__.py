@@ -2,6 +2,7 @@
 
 from ingle.errors import (
     DataError,
+    FileError,
     IngleError,
     IngleWarning,
     NonFiniteError,
@@ -11,12 +12,14 @@ from ingle.errors import (
 )
 from ingle.fit import fit
 from ingle.fitted import Fit
+from ingle.load import load
 from ingle.svi import SVI
 from ingle.version import __version__
 
 __all__ = [
     "SVI",
     "DataError",
+    "FileError",
     "Fit",
     "IngleError",
     "IngleWarning",
@@ -26,4 +29,5 @@ __all__ = [
     "TrainedModuleWarning",
     "__version__",
     "fit",
+    "load",
 ]
