@@ -100,6 +100,7 @@ class Training:
     def go_back(self) -> None:
         """Be again where the last run ended, whatever was done since, so as to run on from there."""
         self.program.guide = self._guide
+        warn_of_trained(self._values.overwritten(self.state.values), "put back to where this fit ended")
         self._restore()
         self.notes.clear()
         if self.stopped == "budget":

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import constraints
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from ingle.program.program import Program
@@ -52,14 +53,10 @@ class Values:
         for name, buffer in self._buffers().items():
             if name in state["buffers"]:
                 buffer.copy_(state["buffers"][name])
-        others = self._others()
-        for name in others.keys() - state["others"].keys():
+        for name in self._others():
             del store[name]
         for name, value in state["others"].items():
-            if name in others:
-                others[name].copy_(value)
-            else:
-                store.setdefault(name, value.to(torch.get_default_device(), copy=True))
+            store.setdefault(name, value.to(torch.get_default_device(), copy=True))
 
     def to_file(self, state: dict[str, Any]) -> dict[str, Any]:
         """A captured state together with the parameters of modules that nothing trains."""
@@ -97,7 +94,7 @@ class Values:
         ours = {id(leaf) for leaf in self._program.leaves().values()}
         held: Any = pyro.get_param_store().get_state()
         return {
-            name: value
+            name: detach_provenance(value)
             for name, value in held["params"].items()
             if id(value) not in ours and held["constraints"][name] is constraints.real
         }
