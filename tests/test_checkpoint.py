@@ -127,6 +127,16 @@ def test_goes_on_after_an_error(path: Path) -> None:
     assert_same(ingle.fit(model, guide, Y, steps=150, optim=ADAM, checkpoint=path), whole)
 
 
+def test_fit_that_breaks_at_once_leaves_no_file(path: Path) -> None:
+    def bad(y: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(float("inf"))), 0.3))
+
+    for broken in (bad, raises_at(4, RuntimeError("no"))):
+        with pytest.raises(ingle.IngleError):
+            ingle.fit(model if broken is bad else broken, bad if broken is bad else guide, Y, steps=9, checkpoint=path)
+        assert not path.exists()
+
+
 def test_saved_fit_is_a_checkpoint(path: Path) -> None:
     ingle.fit(model, guide, Y, steps=70, optim=ADAM).save(path)
     more = ingle.fit(model, guide, Y, steps=160, optim=ADAM, checkpoint=path)

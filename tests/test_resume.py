@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,30 @@ def test_module_with_buffers_and_dropout() -> None:
         ingle.fit(model, build(), Y, optim=ADAM, steps=70).resume(70),
         ingle.fit(model, build(), Y, optim=ADAM, steps=140),
     )
+
+
+def test_noise_of_numpy_and_python(tmp_path: Any) -> None:
+    def noisy(y: Tensor) -> None:
+        model(y)
+        pyro.factor("jitter", torch.tensor(random.gauss(0.0, 1.0) + np.random.standard_normal()))
+
+    whole = ingle.fit(noisy, guide, Y, optim=ADAM, steps=80)
+    half = ingle.fit(noisy, guide, Y, optim=ADAM, steps=33)  # one of a pair of normal numbers waits in each stream
+    half.save(tmp_path / "fit")
+    assert_same(half.resume(47), whole)
+    assert_same(ingle.fit(noisy, guide, Y, optim=ADAM, steps=80, checkpoint=tmp_path / "fit"), whole)
+
+
+def test_on_the_device_of_the_suite(where: dict[str, Any], tmp_path: Any) -> None:
+    """Bits are promised on the CPU alone."""
+    options: dict[str, Any] = {"optim": ADAM, "batch_size": {"data": 3}, **where}
+    whole = ingle.fit(model, guide, Y, steps=120, **options)
+    half = ingle.fit(model, guide, Y, steps=70, **options)
+    half.save(tmp_path / "fit")
+    through_a_file = ingle.fit(model, guide, Y, steps=120, checkpoint=tmp_path / "fit", **options)
+    for fit in (half.resume(50), through_a_file):
+        np.testing.assert_allclose(fit.losses, whole.losses, rtol=1e-4)
+        assert {value.device for value in fit.params.values()} == {fit.device}
 
 
 def test_many_small_runs_are_one() -> None:

@@ -87,15 +87,10 @@ class Training:
                 self.run(steps, bar)
             self.finish()
         except IngleError:
-            if self.checkpoint is not None:
-                with suppress(IngleError):  # what broke the fit is the news
-                    self.checkpoint.last(self.content(self.stopped))
+            with suppress(IngleError):  # what broke the fit is the news
+                self._write_last()
             raise
-        if self.checkpoint is not None:
-            try:
-                self.checkpoint.last(self.content(self.stopped))
-            except KeyboardInterrupt:
-                self.notes.append(f"interrupted while {self.checkpoint.path} was written, which is of an earlier step")
+        self._write_last()
 
     def go_back(self) -> None:
         """Be again where the last run ended, whatever was done since, so as to run on from there."""
@@ -171,7 +166,7 @@ class Training:
         }
 
     def about(self) -> dict[str, Any]:
-        """What runs, in words and numbers; `checkpoint` refuses a file where any of it differs."""
+        """What runs, in words and numbers: what `checkpoint` compares, and what the card of a loaded fit says."""
         return {
             "seed": self.runtime.seed,
             "dtype": str(self.runtime.dtype).removeprefix("torch."),
@@ -192,9 +187,6 @@ class Training:
             FileError: it is of another program, other data or other options.
         """
         told = _different_options(self.about(), content["about"]) or difference(self._description, content["program"])
-        late = [name for name in content["values"]["leaves"] if name not in self._description["parameters"]]
-        if told is None and late:
-            told = f"parameter {late[0]!r} does not appear in the first run of the program"
         changed = changed_arguments(self._digested(), content["data"])
         if told is None and changed:
             told = f"the data differ in {', '.join(changed)}"
@@ -240,6 +232,14 @@ class Training:
         if self._digests is None:
             self._digests = digests(self.program.data)
         return self._digests
+
+    def _write_last(self) -> None:
+        if self.checkpoint is None or not self.losses:  # a start that broke at once is not one to go on from
+            return
+        try:
+            self.checkpoint.last(self.content(self.stopped))
+        except KeyboardInterrupt:
+            self.notes.append(f"interrupted while {self.checkpoint.path} was written, which is of an earlier step")
 
     def _done(self, steps: int | None) -> bool:
         if steps is None:
