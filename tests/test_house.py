@@ -21,14 +21,15 @@ SOURCE = ROOT / "src" / "ingle"
 
 # From the first floor up; a room imports only from rooms before its own place.
 ORDER = [
-    "version", "errors", "options", "runtime", "data", "program", "objectives", "engine", "trust", "results",
-    "progress", "training", "fitted", "fit", "svi", "__init__",
+    "version", "errors", "options", "saved", "runtime", "data", "program", "objectives", "engine", "trust", "results",
+    "progress", "trained", "checkpoint", "training", "fitted", "fit", "load", "svi", "__init__",
 ]  # fmt: skip
 
 
 def test_public_names() -> None:
     assert sorted(ingle.__all__) == [
         "DataError",
+        "FileError",
         "Fit",
         "IngleError",
         "IngleWarning",
@@ -39,6 +40,7 @@ def test_public_names() -> None:
         "TrainedModuleWarning",
         "__version__",
         "fit",
+        "load",
         "prior_predictive",
     ]
     assert all(hasattr(ingle, name) for name in ingle.__all__)

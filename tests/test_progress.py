@@ -29,3 +29,12 @@ def test_bar_shows_elbo_steps_and_time_left(capfd: pytest.CaptureFixture[str]) -
     assert "120/120" in shown
     assert "ELBO -" in shown
     assert "steps/s" in shown
+
+
+def test_bar_of_a_resumed_fit_counts_all_steps(capfd: pytest.CaptureFixture[str]) -> None:
+    fit = ingle.fit(model, "normal", torch.zeros(3), steps=60, progress=True)
+    capfd.readouterr()
+    fit.resume(30)
+    shown = capfd.readouterr().err
+    assert " 60/90" in shown
+    assert " 90/90" in shown

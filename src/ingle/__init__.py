@@ -2,6 +2,7 @@
 
 from ingle.errors import (
     DataError,
+    FileError,
     IngleError,
     IngleWarning,
     NonFiniteError,
@@ -11,6 +12,7 @@ from ingle.errors import (
 )
 from ingle.fit import fit
 from ingle.fitted import Fit
+from ingle.load import load
 from ingle.results import prior_predictive
 from ingle.svi import SVI
 from ingle.version import __version__
@@ -18,6 +20,7 @@ from ingle.version import __version__
 __all__ = [
     "SVI",
     "DataError",
+    "FileError",
     "Fit",
     "IngleError",
     "IngleWarning",
@@ -27,5 +30,6 @@ __all__ = [
     "TrainedModuleWarning",
     "__version__",
     "fit",
+    "load",
     "prior_predictive",
 ]

@@ -176,7 +176,8 @@ class Minibatches:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from where `capture` was called."""
-        self._orders, self._places = dict(state["orders"]), dict(state["places"])
+        self._orders = {name: order.to(self._device) for name, order in state["orders"].items()}
+        self._places = dict(state["places"])
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name])
 

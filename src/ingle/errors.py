@@ -7,6 +7,7 @@ keeps the error of Pyro or torch that it translates as its `__cause__`.
     ├── DataError (ValueError)        what was handed over as data cannot be used, or does not fit the model's call
     ├── OptionError (ValueError)      an option of Ingle has a value that it cannot take
     ├── ProgramError (ValueError)     the model or the guide raised, or the two do not belong together
+    ├── FileError (OSError)           a file cannot be written or read, or is not of this fit
     └── NonFiniteError (ArithmeticError)   a loss, gradient or parameter became NaN or infinite
 
 An error that ends a fit after it began carries the `step` and the `fit` so far.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataError",
+    "FileError",
     "IngleError",
     "IngleWarning",
     "NonFiniteError",
@@ -67,6 +69,10 @@ class OptionError(IngleError, ValueError):
 
 class ProgramError(IngleError, ValueError):
     """The model or the guide raised an error, or the two do not belong together."""
+
+
+class FileError(IngleError, OSError):
+    """A file cannot be written or read, is not one of Ingle's, or belongs to another fit."""
 
 
 class NonFiniteError(IngleError, ArithmeticError):

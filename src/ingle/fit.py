@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import weakref
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from ingle import saved
+from ingle.checkpoint import Checkpoint
 from ingle.data import read, resolve_batch_size
 from ingle.engine import resolve_optimisers
-from ingle.errors import IngleError, OptionError, TrainedModuleWarning, warn
-from ingle.fitted import Fit
+from ingle.errors import OptionError
+from ingle.fitted import Fit, carry_on
 from ingle.objectives import choose
 from ingle.options import positive_integer
-from ingle.program import GuideName, Program, buffers_kept, build_program, find_modules
-from ingle.progress import Progress
+from ingle.program import GuideName, buffers_kept, build_program, find_modules, set_guide
 from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
+from ingle.trained import note_trained, warn_of_trained
 from ingle.training import Training
 from ingle.trust import best_start
 
 __all__ = ["fit"]
 
 Compile = Literal["auto", "off", "full"]
-
-# Module parameters by identity, with what keeps the identity honest: a weak reference to the parameter.
-_trained: dict[int, weakref.ref[Tensor]] = {}
 
 
 def fit(
@@ -45,6 +42,7 @@ def fit(
     compile: Compile = "auto",
     guide_steps: int = 1,
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Fit:
     """Fit a guide to the posterior of a Pyro model by stochastic variational inference.
 
@@ -70,6 +68,11 @@ def fit(
         compile: "auto", "off" or "full". This version has the eager engine alone: "full" is refused.
         guide_steps: the guide moves at every step, the model's parameters at every `guide_steps`-th.
         progress: True or False; None shows a bar where standard error is a terminal.
+        checkpoint: a file that the fit keeps of itself, every minute and at its end, whole at any moment. Where it
+            is there already, from a fit that was killed, stopped, or saved by `Fit.save`, the fit goes on from it, on
+            the CPU to the same bits as one that was never broken off; `steps` may be another number, counts from
+            the first step, and is met at once by a fit that has them. A learning rate of Ingle's keeps to the steps
+            of the first call. Arguments that would change the course are refused.
 
     Returns:
         A `Fit`. After Ctrl-C it is the fit so far.
@@ -78,6 +81,8 @@ def fit(
         DataError, OptionError: something was handed over that cannot be used.
         ProgramError: model or guide raised, or they do not belong together.
         NonFiniteError: a loss, gradient or parameter became NaN or infinite.
+        FileError: the checkpoint cannot be read or written, or is of another fit. A write on the way that fails
+            only warns.
 
         An error that ends a fit after it began has the fit up to then, every parameter finite, as its `fit`.
 
@@ -104,60 +109,31 @@ def fit(
     )
     optimisers = resolve_optimisers(optim, guide_steps=guide_steps, steps=steps)
     rows = resolve_batch_size(batch_size)
+    file = None if checkpoint is None else Checkpoint(saved.resolve_path("checkpoint", checkpoint))
+    content = None if file is None or not os.path.exists(file.path) else saved.read(file.path)
     with runtime.scope():
         arguments = arguments.to(runtime.dtype, runtime.device)
         with buffers_kept(find_modules(model, guide)):
             program = build_program(model, guide, arguments, batch_size=rows, runtime=runtime)
             choice = choose(objective, program)
-            best_start(program, choose(None, program).objective, runtime)  # by the ELBO, whatever is trained on
-        _warn_of_trained(program)
+            if content is None:
+                best_start(program, choose(None, program).objective, runtime)  # by the ELBO, whatever is trained on
+            else:
+                set_guide(program)
         runtime.reseed()
-        training = Training(program, choice, optimisers, runtime)
-        try:
-            with Progress(steps, progress) as bar:
-                training.run(steps, bar)
-            training.finish()
-        except IngleError as error:
-            error.fit = _result(model, training)
-            error.step = error.fit.steps if error.step is None else error.step
-            raise
-        return _result(model, training)
-
-
-def _result(model: Callable[..., Any], training: Training) -> Fit:
-    return Fit(
-        losses=np.asarray(training.losses, dtype=np.float64),
-        stopped=training.stopped,
-        reason=training.reason,
-        steps=len(training.losses),
-        seconds=training.seconds,
-        model=model,
-        guide=training.program.guide,
-        objective=training.choice.name,
-        objective_reason=training.choice.reason,
-        optimiser=training.optimisers.description,
-        engine=training.engine.name,
-        dtype=training.runtime.dtype,
-        device=training.runtime.device,
-        seed=training.runtime.seed,
-        notes=tuple(training.notes),
-        _program=training.program,
-        _runtime=training.runtime,
-    )
-
-
-def _warn_of_trained(program: Program) -> None:
-    parameters = {name: leaf for name, leaf in program.leaves().items() if isinstance(leaf, torch.nn.Parameter)}
-    again = [name for name, leaf in parameters.items() if id(leaf) in _trained and _trained[id(leaf)]() is leaf]
-    if again:
-        warn(
-            f"{len(again)} module parameters, {again[0]!r} first, were trained by another fit in this process and are "
-            "trained on from there; that fit's results change with them. Build the module anew for a fresh start",
-            TrainedModuleWarning,
-        )
-    for leaf in parameters.values():
-        key = id(leaf)
-        _trained[key] = weakref.ref(leaf, lambda _, key=key: _trained.pop(key, None))  # type: ignore[misc]
+        training = Training(program, choice, optimisers, runtime, checkpoint=file, show=progress)
+        if file is not None:
+            optimisers.check_plain(*program.sides())
+        if file is None or content is None:
+            warn_of_trained(program.leaves(), "trained on from there")
+        else:
+            training.adopt(file.path, content)
+        note_trained(program.leaves())
+        if training.complete(steps):
+            return carry_on(model, training, training.finish)
+        if file is not None:
+            file.check()
+        return carry_on(model, training, lambda: training.go(steps))
 
 
 def _options(steps: object, compile: object, progress: object) -> None:

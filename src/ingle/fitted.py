@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -14,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ingle import results
+from ingle import results, saved
 from ingle.data import read
+from ingle.errors import IngleError, OptionError
 from ingle.options import positive_integer
 from ingle.program import Program, check_call
 from ingle.results import Group
 from ingle.runtime import Runtime, resolve_seed
-from ingle.training import Stopped
+from ingle.training import Stopped, Training
 from ingle.version import __version__
 
-__all__ = ["Fit"]
+__all__ = ["Fit", "carry_on"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -60,6 +62,8 @@ class Fit:
     notes: tuple[str, ...]
     _program: Program = field(repr=False)
     _runtime: Runtime = field(repr=False)
+    _training: Training | None = field(repr=False, default=None)
+    _content: Mapping[str, Any] | None = field(repr=False, default=None)  # of the file that it was loaded from
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -88,6 +92,58 @@ class Fit:
         """
         with self._runtime.numerics(forget=True):
             yield
+
+    def resume(self, steps: int | None = None) -> Fit:
+        """Go on from where the fit ended: after its steps, a plateau, Ctrl-C, or as the `fit` of an error.
+
+        With a learning rate of the user's, `fit(…, steps=100).resume(100)` has the bits of `fit(…, steps=200)` on the
+        CPU. A learning rate of Ingle's keeps to its plan: after the steps that were asked for it stays at its last
+        value. A checkpoint goes on being written.
+
+        The parameters are trained on in place, so this `Fit` sees them too: its draws change, while its losses stay.
+        Resuming or saving this one again goes on from the newest step.
+
+        Args:
+            steps: how many more. None goes on until the rule on the smoothed ELBO stops.
+
+        Returns:
+            A `Fit` with the losses of all steps, those before included.
+
+        Raises:
+            OptionError: steps below 1; or the fit was loaded, so that its objective and optimiser are not known.
+            ProgramError, NonFiniteError, FileError: as from `fit`.
+        """
+        if steps is not None:
+            steps = positive_integer("steps", steps)
+        training = self._training
+        if training is None:
+            raise OptionError(
+                "this fit was loaded, and its objective and optimiser are not in the file, since they are functions: "
+                "call ingle.fit with them and with checkpoint= the path of the file, which goes on from it"
+            )
+        with self._runtime.scope():
+            training.go_back()
+            total = None if steps is None else len(training.losses) + steps
+            return carry_on(self.model, training, lambda: training.go(total))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fit to a file, at once: whatever happens, the file is whole, the old one or the new.
+
+        It holds parameters and buffers, losses, and the state of optimiser and random numbers, as numbers, strings and
+        tensors; `ingle.load` gives the fit back, and `ingle.fit(…, checkpoint=path)` goes on with it. Model, guide and
+        data are not in it.
+
+        Raises:
+            OptionError: the optimiser holds what a file cannot hold.
+            FileError: the file cannot be written.
+        """
+        target = saved.resolve_path("path", path)
+        if self._training is None:
+            saved.write(target, self._content or {})
+            return
+        with self._runtime.numerics():
+            content = self._training.content(self._training.stopped)
+        saved.write(target, content)
 
     def draws(self, n: int = 1_000, *, discrete: bool = False, seed: int | None = None) -> dict[str, Tensor]:
         """Independent draws from the guide, by site, deterministic sites of the model included.
@@ -219,3 +275,37 @@ class Fit:
 
     def __repr__(self) -> str:
         return results.card(self, self._program)
+
+
+def carry_on(model: Callable[..., Any], training: Training, work: Callable[[], None]) -> Fit:
+    """Do some work of `training`, inside a scope of its runtime; an error has the fit up to then."""
+    try:
+        work()
+    except IngleError as error:
+        error.fit = _result(model, training)
+        error.step = error.fit.steps if error.step is None else error.step
+        raise
+    return _result(model, training)
+
+
+def _result(model: Callable[..., Any], training: Training) -> Fit:
+    return Fit(
+        losses=np.asarray(training.losses, dtype=np.float64),
+        stopped=training.stopped,
+        reason=training.reason,
+        steps=len(training.losses),
+        seconds=training.seconds,
+        model=model,
+        guide=training.program.guide,
+        objective=training.choice.name,
+        objective_reason=training.choice.reason,
+        optimiser=training.optimisers.description,
+        engine=training.engine.name,
+        dtype=training.runtime.dtype,
+        device=training.runtime.device,
+        seed=training.runtime.seed,
+        notes=tuple(training.notes),
+        _program=training.program,
+        _runtime=training.runtime,
+        _training=training,
+    )

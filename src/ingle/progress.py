@@ -17,10 +17,12 @@ class Progress:
     Args:
         steps: in all; None where the fit stops by itself, and the bar shows no time left.
         show: True or False; None shows it where standard error is a terminal.
+        done: steps that an earlier run took.
     """
 
-    def __init__(self, steps: int | None, show: bool | None) -> None:
-        self._bar = tqdm(total=steps, disable=None if show is None else not show, unit=" steps", dynamic_ncols=True)
+    def __init__(self, steps: int | None, show: bool | None, *, done: int = 0) -> None:
+        hidden = None if show is None else not show
+        self._bar = tqdm(total=steps, initial=done, disable=hidden, unit=" steps", dynamic_ncols=True)
         self._smoothed: float | None = None
 
     def advance(self, losses: list[float]) -> None:

@@ -80,6 +80,30 @@ class RandomState:
         np.random.set_state(self.numpy)
         random.setstate(self.python)
 
+    def plain(self) -> dict[str, Any]:
+        """The states as tensors and numbers, for a file."""
+        name, keys, *place = self.numpy
+        version, words, gauss = self.python
+        return {
+            "torch_cpu": self.torch_cpu,
+            "torch_cuda": self.torch_cuda,
+            "numpy": (str(name), torch.from_numpy(keys.astype(np.int64)), *place),
+            "python": (version, torch.tensor(words, dtype=torch.int64, device="cpu"), gauss),
+        }
+
+    @classmethod
+    def from_plain(cls, state: dict[str, Any], device: torch.device) -> RandomState:
+        """The states that `plain` gave."""
+        name, keys, *place = state["numpy"]
+        version, words, gauss = state["python"]
+        return cls(
+            torch_cpu=state["torch_cpu"],
+            torch_cuda=state["torch_cuda"],
+            numpy=(name, keys.numpy().astype(np.uint32), *place),
+            python=(version, tuple(words.tolist()), gauss),
+            device=device,
+        )
+
 
 @contextmanager
 def private_parameters(state: dict[str, Any]) -> Iterator[None]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Literal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ingle.engine import EagerEngine, Engine, Optimisers, State
-from ingle.errors import IngleError, IngleWarning, ProgramError, warn
+from ingle.checkpoint import Checkpoint
+from ingle.engine import EagerEngine, Engine, Optimisers, State, from_file, to_file
+from ingle.errors import FileError, IngleError, IngleWarning, ProgramError, warn
 from ingle.objectives import Choice
-from ingle.program import Program
+from ingle.program import Program, Values, changed_arguments, describe, difference, digests
 from ingle.progress import Progress
-from ingle.runtime import Runtime
+from ingle.runtime import RandomState, Runtime
+from ingle.saved import plain
+from ingle.trained import warn_of_trained
 from ingle.trust import Decision, Plateau, find_fault, nonfinite_parameter
 
-__all__ = ["Stopped", "Training"]
+__all__ = ["Stopped", "Training", "finish", "told_end"]
 
 Stopped = Literal["steps", "plateau", "budget", "interrupted", "failed"]
 
@@ -25,29 +30,79 @@ _CALL = 50  # steps between two looks: a copy of the state before, losses to the
 
 
 class Training:
-    """The loop of a fit, inside a scope of its runtime.
+    """The loop of a fit, inside a scope of its runtime. It can be run again, and goes on from where it stopped.
 
     Attributes:
         losses: of the steps so far, in nats.
         seconds: of wall-clock time that the steps took.
         stopped, reason: why it stopped, as a word and in words.
         notes: what else should be known.
+        show: whether to show a bar; None shows it on a terminal.
     """
 
-    def __init__(self, program: Program, choice: Choice, optimisers: Optimisers, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        program: Program,
+        choice: Choice,
+        optimisers: Optimisers,
+        runtime: Runtime,
+        *,
+        checkpoint: Checkpoint | None = None,
+        show: bool | None = None,
+    ) -> None:
         self.program = program
         self.choice = choice
         self.optimisers = optimisers
         self.runtime = runtime
+        self.checkpoint = checkpoint
+        self.show = show
         self.engine: Engine = self._eager()
         self.losses: list[float] = []
         self.seconds = 0.0
         self.stopped: Stopped = "steps"
         self.reason = ""
         self.notes: list[str] = []
+        self._guide = program.guide  # what is trained; `finish` may replace it in the program
+        planned = optimisers.planned
+        self._rule = Plateau(decays=optimisers.decays and planned is None, since=planned or 0)
+        self._mark = self.engine.capture(), self._rule.capture()
+        self._values = Values(program)
+        self._description = describe(program, self._values)
+        self._digests: dict[str, str] | None = None
+
+    @property
+    def state(self) -> State:
+        """After the last step, copied."""
+        return self._mark[0]
+
+    def go(self, steps: int | None) -> None:
+        """Train up to `steps` in all, or until the rule stops, then finish the guide and write the last checkpoint.
+
+        Raises:
+            ProgramError, NonFiniteError, OptionError: a step failed; the state is the one before it.
+            FileError: the last checkpoint cannot be written; the fit is whole.
+        """
+        try:
+            with Progress(steps, self.show, done=len(self.losses)) as bar:
+                self.run(steps, bar)
+            self.finish()
+        except IngleError:
+            with suppress(IngleError):  # what broke the fit is the news
+                self._write_last()
+            raise
+        self._write_last()
+
+    def go_back(self) -> None:
+        """Be again where the last run ended, whatever was done since, so as to run on from there."""
+        self.program.guide = self._guide
+        warn_of_trained(self._values.overwritten(self.state.values), "put back to where this fit ended")
+        self._restore()
+        self.notes.clear()
+        if self.stopped == "budget":
+            self._rule.extend(len(self.losses))
 
     def run(self, steps: int | None, bar: Progress) -> None:
-        """Advance by `steps`, or until the plateau rule stops.
+        """Advance to `steps`, or until the plateau rule stops.
 
         Raises:
             ProgramError, NonFiniteError, OptionError: a step failed; the state is the one before it.
@@ -55,45 +110,144 @@ class Training:
         bad = nonfinite_parameter(self.program.leaves())
         if bad is not None:
             raise ProgramError(f"parameter {bad} is not finite before the first step: start it from a number")
-        rule = Plateau(decays=self.optimisers.decays)
-        start = time.perf_counter()
-        before = self.engine.capture()
+        start = time.perf_counter() - self.seconds
         try:
-            while steps is None or len(self.losses) < steps:
-                call = _CALL if steps is None else min(_CALL, steps - len(self.losses))
-                losses = self._advance(before, call)
+            while not self._done(steps):
+                # Calls end where those of an unbroken run end, so that the rule looks at the same steps.
+                call = _CALL - len(self.losses) % _CALL
+                losses = self._advance(self.state, call if steps is None else min(call, steps - len(self.losses)))
                 self.losses.extend(losses)
-                before = self.engine.capture()
+                self._capture()
                 bar.advance(losses)
-                if steps is None and self._decided(rule):
-                    return
-            self.stopped, self.reason = "steps", "the steps that were asked for"
+                self.seconds = time.perf_counter() - start
+                if self.checkpoint is not None:
+                    self.checkpoint.keep(lambda: self.content("running"))
         except KeyboardInterrupt:
-            if len(self.losses) == before.step:  # inside a call, perhaps inside an update: go back to its start
-                self.engine.restore(before)
+            if len(self.losses) == self.state.step:  # inside a call, perhaps inside an update: go back to its start
+                self._restore()
+            else:
+                self._capture()
             self.stopped, self.reason = "interrupted", "interrupted from the keyboard"
         finally:
             self.seconds = time.perf_counter() - start
 
     def finish(self) -> None:
         """Replace the guide where its recipe says so, by the Laplace approximation for one."""
-        finish, data = self.program.recipe.finish, self.program.data
-        if finish is None:
+        note = finish(self.program)
+        if note is not None:
+            self.notes.append(note)
+
+    def content(self, stopped: str) -> dict[str, Any]:
+        """All that a file needs to load this fit, or to go on with it. Runs where the fit's store is Pyro's.
+
+        Raises:
+            FileError: a parameter came too late to be put back.
+            OptionError: an optimiser holds what a file cannot hold.
+        """
+        late = [name for name in self.state.values["leaves"] if name not in self._description["parameters"]]
+        if late:
+            raise FileError(
+                f"the fit cannot be written: parameter {late[0]!r} did not appear in the first run of the program, "
+                "so that a file could not put it back; move its statement to where every run reaches it"
+            )
+        return {
+            "about": self.about(),
+            "program": self._description,
+            "data": self._digested(),
+            "values": plain(self._values.to_file(self.state.values), "the program"),
+            "optimisers": to_file(self.state.optimisers),
+            "random": plain(self.state.random.plain(), "the random state"),
+            "rows": plain(self.state.rows, "the rows of minibatches"),
+            "rule": self._mark[1],
+            "losses": torch.tensor(self.losses, dtype=torch.float64, device="cpu"),
+            "seconds": self.seconds,
+            "stopped": stopped,
+            "reason": self.reason,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What runs, in words and numbers: what `checkpoint` compares, and what the card of a loaded fit says."""
+        return {
+            "seed": self.runtime.seed,
+            "dtype": str(self.runtime.dtype).removeprefix("torch."),
+            "device": str(self.runtime.device),
+            "batch_size": {name: batch for name, (_, batch) in self.program.batch_sizes.items()},
+            "objective": self.choice.name,
+            "objective reason": self.choice.reason,
+            "particles": getattr(self.choice.objective, "num_particles", 1),
+            "optimiser": self.optimisers.kind,
+            "optimiser described": self.optimisers.description,
+            "engine": self.engine.name,
+        }
+
+    def adopt(self, path: Path, content: dict[str, Any]) -> None:
+        """Go on from the content of a file.
+
+        Raises:
+            FileError: it is of another program, other data or other options.
+        """
+        told = _different_options(self.about(), content["about"]) or difference(self._description, content["program"])
+        changed = changed_arguments(self._digested(), content["data"])
+        if told is None and changed:
+            told = f"the data differ in {', '.join(changed)}"
+        if told is None:
+            optimisers = from_file(content["optimisers"], self.program.leaves())
+            told = self.optimisers.changed(optimisers)
+        if told is not None:
+            raise FileError(
+                f"checkpoint {path} is of another fit: {told}. To go on with it, give what it was begun with; "
+                "to begin anew, give another path or delete the file"
+            )
+        warn_of_trained(self._values.overwritten(content["values"]), f"overwritten from {path}")
+        self._values.from_file(content["values"])
+        state = State(
+            step=len(content["losses"]),
+            values=content["values"],
+            optimisers=optimisers,
+            random=RandomState.from_plain(content["random"], self.runtime.device),
+            rows=content["rows"],
+        )
+        self._mark = state, content["rule"]
+        self._restore()
+        self._capture()
+        self.optimisers.description = content["about"]["optimiser described"]
+        self.losses = content["losses"].tolist()
+        self.seconds = content["seconds"]
+        self.stopped, self.reason = told_end(content)
+
+    def complete(self, steps: int | None) -> bool:
+        """Whether an adopted fit already is what `steps` asks for."""
+        if steps is None:
+            return self.stopped in ("plateau", "budget")
+        return self.stopped in ("steps", "plateau", "budget") and len(self.losses) >= steps
+
+    def _capture(self) -> None:
+        self._mark = self.engine.capture(), self._rule.capture()  # one assignment: Ctrl-C finds both or neither
+
+    def _restore(self) -> None:
+        self.engine.restore(self._mark[0])
+        self._rule.restore(self._mark[1])
+
+    def _digested(self) -> dict[str, str]:
+        if self._digests is None:
+            self._digests = digests(self.program.data)
+        return self._digests
+
+    def _write_last(self) -> None:
+        if self.checkpoint is None or not self.losses:  # a start that broke at once is not one to go on from
             return
         try:
-            with self.program.explained("model or guide"):
-                self.program.guide = finish(self.program.guide, data.args, data.kwargs)
+            self.checkpoint.last(self.content(self.stopped))
         except KeyboardInterrupt:
-            self.notes.append("interrupted before the curvature at the mode was found: the draws are all at the mode")
-        except ProgramError as error:
-            if not isinstance(error.__cause__, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-                raise
-            note = (
-                "the curvature at the mode is not positive definite, so there is no Laplace approximation and the "
-                "draws are all at the mode: fit on, or use 'multivariate_normal'"
-            )
-            warn(note, IngleWarning)
-            self.notes.append(note)
+            self.notes.append(f"interrupted while {self.checkpoint.path} was written, which is of an earlier step")
+
+    def _done(self, steps: int | None) -> bool:
+        if steps is None:
+            return self._decided()
+        if len(self.losses) < steps:
+            return False
+        self.stopped, self.reason = "steps", "the steps that were asked for"
+        return True
 
     def _eager(self) -> EagerEngine:
         return EagerEngine(self.program, self.choice.objective, self.optimisers, self.runtime)
@@ -116,19 +270,62 @@ class Training:
         fault, good = find_fault(replay, before, steps, seen=bad, raised=cause is not None)
         self.engine.restore(replay.capture())
         self.losses.extend(good)
+        self._capture()
         self.stopped, self.reason = "failed", "the step after it failed"
         raise fault from (fault.__cause__ or cause)
 
-    def _decided(self, rule: Plateau) -> bool:
+    def _decided(self) -> bool:
         """Whether the rule stops the fit now; it may lower the learning rate instead."""
-        if len(self.losses) % Plateau.EVERY:
+        rule, taken = self._rule, len(self.losses)
+        if taken % Plateau.EVERY or taken == rule.looked:
             return False
         decision = rule.look(np.asarray(self.losses))
         if decision is Decision.DECAY:
             self.optimisers.scale_lr(Plateau.FACTOR)
         elif decision is Decision.STOP:
-            rates = f" at each of {Plateau.LEVELS} learning rates" if self.optimisers.decays else ""
+            rates = f" at each of {rule.levels} learning rates" if rule.levels > 1 else ""
             self.stopped, self.reason = "plateau", f"the smoothed ELBO levelled off{rates}"
         elif decision is Decision.BUDGET:
             self.stopped, self.reason = "budget", "the most that a fit takes by itself"
+        if decision is not Decision.GO_ON:
+            self._capture()
         return decision in (Decision.STOP, Decision.BUDGET)
+
+
+def told_end(content: dict[str, Any]) -> tuple[Stopped, str]:
+    """Why the fit in a file stopped, as a word and in words."""
+    if content["stopped"] == "running":  # written on the way
+        return "interrupted", "broken off; this is what its checkpoint holds"
+    return content["stopped"], content["reason"]
+
+
+def _different_options(ours: dict[str, Any], file: dict[str, Any]) -> str | None:
+    """The first option of `fit` that is not that of a file, in words."""
+    if file["device"].split(":")[0] != ours["device"].split(":")[0]:
+        return f"it ran on device {file['device']!r}, and this fit runs on {ours['device']!r}"
+    for name in ("seed", "dtype", "batch_size", "objective", "particles", "optimiser"):
+        if ours[name] != file[name]:
+            return f"it has {name} {file[name]}, and this fit has {ours[name]}"
+    return None
+
+
+def finish(program: Program) -> str | None:
+    """Replace the guide of a trained program where its recipe says so; returns what went wrong, for the card."""
+    replace, data = program.recipe.finish, program.data
+    if replace is None:
+        return None
+    try:
+        with program.explained("model or guide"):
+            program.guide = replace(program.guide, data.args, data.kwargs)
+        return None
+    except KeyboardInterrupt:
+        return "interrupted before the curvature at the mode was found: the draws are all at the mode"
+    except ProgramError as error:
+        if not isinstance(error.__cause__, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            raise
+        note = (
+            "the curvature at the mode is not positive definite, so there is no Laplace approximation and the "
+            "draws are all at the mode: fit on, or use 'multivariate_normal'"
+        )
+        warn(note, IngleWarning)
+        return note

@@ -1,7 +1,7 @@
 """One training step: the engines that take it, and the optimisers inside it."""
 
 from ingle.engine.eager import EagerEngine
-from ingle.engine.optimiser import Optimisers, resolve_optimisers
+from ingle.engine.optimiser import Optimisers, from_file, resolve_optimisers, to_file
 from ingle.engine.protocol import Engine, State
 
-__all__ = ["EagerEngine", "Engine", "Optimisers", "State", "resolve_optimisers"]
+__all__ = ["EagerEngine", "Engine", "Optimisers", "State", "from_file", "resolve_optimisers", "to_file"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ingle.data import Minibatches
 from ingle.engine.optimiser import Optimisers
 from ingle.engine.protocol import State
-from ingle.program import Program
+from ingle.program import Program, Values
 from ingle.runtime import RandomState, Runtime, validation
 
 __all__ = ["EagerEngine"]
@@ -30,7 +30,7 @@ class EagerEngine:
         self._runtime = runtime
         self._batches = Minibatches(program.batch_sizes, seed=runtime.seed, device=runtime.device)
         self._model, self._guide = program.observing_model, program.observing_guide
-        self._buffers = [buffer for module in program.modules() for buffer in module.buffers()]
+        self._values = Values(program)
         self._particles = getattr(objective, "particles", None)
 
     def advance(self, steps: int) -> Tensor:
@@ -72,24 +72,15 @@ class EagerEngine:
         """The state before the next step, copied."""
         return State(
             step=self.step,
-            leaves={name: leaf.detach().clone() for name, leaf in self.program.leaves().items()},
-            buffers=[buffer.clone() for buffer in self._buffers],
+            values=self._values.capture(),
             optimisers=self.optimisers.capture(),
             random=RandomState.capture(self._runtime.device),
             rows=self._batches.capture(),
         )
 
-    @torch.no_grad()
     def restore(self, state: State) -> None:
         """Go back to a captured state; a parameter that came after it is forgotten."""
-        for leaf in self.program.leaves().values():
-            leaf.grad = None
-        if set(self.program.leaves()) != set(state.leaves):
-            self.program.keep_leaves(state.leaves)
-        for name, leaf in self.program.leaves().items():
-            leaf.copy_(state.leaves[name])
-        for buffer, before in zip(self._buffers, state.buffers, strict=True):
-            buffer.copy_(before)
+        self._values.restore(state.values)
         self.optimisers.restore(state.optimisers)
         state.random.restore()
         self._batches.restore(state.rows)

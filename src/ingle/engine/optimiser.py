@@ -2,156 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam
-from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from ingle.errors import OptionError
+from ingle.engine.group import Group, PyroGroup
+from ingle.errors import FileError, OptionError
 from ingle.options import positive_integer
+from ingle.saved import plain
 
-__all__ = ["Optimisers", "resolve_optimisers"]
+__all__ = ["Optimisers", "from_file", "resolve_optimisers", "to_file"]
 
 DEFAULT_LR = 0.02
 _FINAL_SHARE = 0.05  # of the default learning rate, reached at the last of a given number of steps
-
-
-class _Group:
-    """One torch optimiser over all leaves of a side; leaves that appear later join it.
-
-    Attributes:
-        decays: the learning rate is Ingle's to lower.
-    """
-
-    def __init__(self, build: Callable[..., Any], label: str, *, decays: bool = False) -> None:
-        self._build = build
-        self._label = label
-        self.decays = decays
-        self.optimiser: torch.optim.Optimizer | None = None
-        self._known: dict[str, Tensor] = {}
-
-    def step(self, leaves: Mapping[str, Tensor]) -> None:
-        self._join(leaves)
-        if self.optimiser is None:
-            return
-        try:
-            self._step(self.optimiser)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise OptionError(f"{self._label}: {type(self.optimiser).__name__} cannot take a step: {error}") from error
-        for leaf in leaves.values():
-            leaf.grad = None
-
-    def _step(self, optimiser: torch.optim.Optimizer) -> None:
-        optimiser.step()
-
-    def _join(self, leaves: Mapping[str, Tensor]) -> None:
-        fresh = {name: leaf for name, leaf in leaves.items() if self._known.get(name) is not leaf}
-        if not fresh:
-            return
-        try:
-            entries = self._entries(fresh)
-            if self.optimiser is None:
-                self.optimiser = self._checked(self._build(entries))
-                self._built()
-            else:
-                for entry in entries:
-                    self.optimiser.add_param_group(entry if isinstance(entry, dict) else {"params": [entry]})
-                    if self.decays:
-                        self.optimiser.param_groups[-1]["lr"] = self.optimiser.param_groups[0]["lr"]
-        except OptionError:
-            raise
-        except Exception as error:  # the callable is the user's, and may raise anything
-            raise OptionError(f"{self._label} cannot be built: {type(error).__name__}: {error}") from error
-        self._known.update(fresh)
-
-    def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
-        return list(fresh.values())
-
-    def _built(self) -> None:
-        """What else begins with the optimiser."""
-
-    def _checked(self, optimiser: object) -> torch.optim.Optimizer:
-        if isinstance(optimiser, torch.optim.LBFGS):
-            raise OptionError(f"{self._label}: LBFGS evaluates the loss several times a step, which SVI does not offer")
-        if not isinstance(optimiser, torch.optim.Optimizer):
-            raise OptionError(f"{self._label} must build a torch.optim.Optimizer, it built {type(optimiser).__name__}")
-        return optimiser
-
-    def scale_lr(self, factor: float) -> None:
-        for group in self.optimiser.param_groups if self.optimiser is not None and self.decays else ():
-            group["lr"] *= factor
-
-    def capture(self) -> Any:
-        return dict(self._known), None if self.optimiser is None else _copied(self.optimiser.state_dict())
-
-    def restore(self, state: Any) -> None:
-        known, of_optimiser = state
-        if set(known) != set(self._known):  # leaves joined since: the optimiser is built again without them
-            self.optimiser, self._known = None, {}
-            self._join(known)
-        if self.optimiser is not None and of_optimiser is not None:
-            self.optimiser.load_state_dict(_copied(of_optimiser))
-
-
-class _PyroGroup(_Group):
-    """The torch optimiser that a Pyro optimiser describes: its options, clipping and schedule for each leaf."""
-
-    def __init__(self, described: PyroOptim, label: str) -> None:
-        build: Any = described.pt_optim_constructor
-        super().__init__(build, label)
-        self._described = described
-        self._clips: list[tuple[Tensor, dict[str, Any]]] = []
-        self._scheduler: Any = None
-
-    def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
-        described: Any = self._described
-        groups: list[dict[str, Any]] = []
-        for leaf in fresh.values():
-            # Pyro's own look-ups, so that options given by a function of the name mean what they mean there.
-            options = described._get_optim_args(leaf)
-            clip = described._get_grad_clip_args(leaf)
-            if clip:
-                self._clips.append((leaf, clip))
-            for group in groups:
-                if {name: value for name, value in group.items() if name != "params"} == options:
-                    group["params"].append(leaf)
-                    break
-            else:
-                described.pt_optim_constructor([leaf], **options)  # refuses what a group of its own would let pass
-                groups.append({"params": [leaf], **options})
-        return groups
-
-    def _built(self) -> None:
-        if isinstance(self._described, PyroLRScheduler):
-            self._scheduler = self._described.pt_scheduler_constructor(self.optimiser, **self._described.kwargs)
-
-    def _step(self, optimiser: torch.optim.Optimizer) -> None:
-        for leaf, clip in self._clips:
-            if leaf.grad is not None:
-                if clip.get("clip_norm") is not None:
-                    clip_grad_norm_(leaf, clip["clip_norm"])
-                if clip.get("clip_value") is not None:
-                    clip_grad_value_(leaf, clip["clip_value"])
-        optimiser.step()
-        if self._scheduler is not None:
-            self._scheduler.step()
-
-    def capture(self) -> Any:
-        schedule = None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict())
-        return super().capture(), schedule
-
-    def restore(self, state: Any) -> None:
-        if set(state[0][0]) != set(self._known):
-            self._clips, self._scheduler = [], None
-        super().restore(state[0])
-        if self._scheduler is not None and state[1] is not None:
-            self._scheduler.load_state_dict(copy.deepcopy(state[1]))
 
 
 class Optimisers:
@@ -159,15 +26,21 @@ class Optimisers:
 
     Attributes:
         description: for the card.
+        kind: the same without how a learning rate of Ingle's decays, which follows from the steps asked for.
         guide_steps: the guide moves at every step, the model at every `guide_steps`-th.
         decays: some learning rate is Ingle's to lower, because the user named no optimiser for it.
+        planned: steps over which it is lowered; None where a rule lowers it, or nothing does.
     """
 
-    def __init__(self, groups: Mapping[str, _Group], *, guide_steps: int, description: str) -> None:
+    def __init__(
+        self, groups: Mapping[str, Group], *, guide_steps: int, description: str, kind: str, steps: int | None
+    ) -> None:
         self._groups = dict(groups)
         self.guide_steps = guide_steps
         self.description = description
+        self.kind = kind
         self.decays = any(group.decays for group in groups.values())
+        self.planned = steps if self.decays else None
         self._taken = 0
 
     def step(self, model_leaves: Mapping[str, Tensor], guide_leaves: Mapping[str, Tensor]) -> None:
@@ -188,15 +61,55 @@ class Optimisers:
         for group in self._groups.values():
             group.scale_lr(factor)
 
-    def capture(self) -> Any:
+    def capture(self) -> dict[str, Any]:
         """State of every optimiser and schedule, copied."""
-        return self._taken, {side: group.capture() for side, group in self._groups.items()}
+        return {"taken": self._taken, "sides": {side: group.capture() for side, group in self._groups.items()}}
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a captured state."""
-        self._taken = state[0]
+        self._taken = state["taken"]
         for side, group in self._groups.items():
-            group.restore(state[1][side])
+            group.restore(state["sides"][side])
+
+    def changed(self, state: Mapping[str, Any]) -> str | None:
+        """How the user's options differ from those of a captured state, in words; None where they do not."""
+        found = ((side, group.changed(state["sides"][side])) for side, group in self._groups.items())
+        return next((f"{_label(side)} has {told}" for side, told in found if told is not None), None)
+
+    def check_plain(self, model_leaves: Mapping[str, Tensor], guide_leaves: Mapping[str, Tensor]) -> None:
+        """Raises `OptionError` where an optimiser or schedule starts with something that a file cannot hold."""
+        leaves = {"both": {**model_leaves, **guide_leaves}, "model": model_leaves, "guide": guide_leaves}
+        sides = {side: group.joined([leaves[side]]).capture() for side, group in self._groups.items()}
+        to_file({"taken": 0, "sides": sides})
+
+
+def to_file(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A captured state in values that a file can hold, leaves by their names.
+
+    Raises:
+        OptionError: an optimiser or schedule holds something else.
+        FileError: a parameter was made anew while the fit ran, and its name stands for two.
+    """
+    sides = {}
+    for side, group in state["sides"].items():
+        names = [name for join in group["joins"] for name in join]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise FileError(
+                f"the fit cannot be written: the program made parameter {twice!r} anew while it was trained"
+            )
+        named = {**group, "joins": [list(join) for join in group["joins"]]}
+        sides[side] = {part: plain(value, f"{_label(side)}: {part}") for part, value in named.items()}
+    return {"taken": state["taken"], "sides": sides}
+
+
+def from_file(state: Mapping[str, Any], leaves: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The captured state that `to_file` was given, with the leaves of this program."""
+    sides = {
+        side: {**group, "joins": [{name: leaves[name] for name in join} for join in group["joins"]]}
+        for side, group in state["sides"].items()
+    }
+    return {"taken": state["taken"], "sides": sides}
 
 
 def resolve_optimisers(optim: object, *, guide_steps: object, steps: int | None) -> Optimisers:
@@ -224,21 +137,28 @@ def resolve_optimisers(optim: object, *, guide_steps: object, steps: int | None)
     for side, given in sides.items():
         updates = None if steps is None else max(1, steps // repeats if side == "model" else steps)
         decay = 1.0 if updates is None else _FINAL_SHARE ** (1 / updates)
-        groups[side] = _group(given, "optim" if side == "both" else f"optim[{side!r}]", decay)
-    names = {side: _name(given, steps) for side, given in sides.items()}
-    description = names["both"] if "both" in names else f"model {names['model']}, guide {names['guide']}"
-    if repeats > 1:
-        description += f", {repeats} guide steps for each of the model"
-    return Optimisers(groups, guide_steps=repeats, description=description)
+        groups[side] = _group(given, _label(side), decay, updates)
+    how = "to a twentieth over the fit" if steps is not None else "as the ELBO levels off"
+    return Optimisers(
+        groups,
+        guide_steps=repeats,
+        description=_described(sides, repeats, f", decaying {how}"),
+        kind=_described(sides, repeats, ""),
+        steps=steps,
+    )
 
 
-def _group(given: object, label: str, decay: float) -> _Group:
+def _label(side: str) -> str:
+    return "optim" if side == "both" else f"optim[{side!r}]"
+
+
+def _group(given: object, label: str, decay: float, updates: int | None) -> Group:
     if given is None:
-        return _Group(lambda leaves: ClippedAdam(leaves, lr=DEFAULT_LR, lrd=decay), label, decays=True)
+        return Group(lambda leaves: ClippedAdam(leaves, lr=DEFAULT_LR, lrd=decay), label, updates=updates, decays=True)
     if isinstance(given, PyroOptim):
         if getattr(given, "pt_scheduler_constructor", None) is torch.optim.lr_scheduler.ReduceLROnPlateau:
             raise OptionError(f"{label}: ReduceLROnPlateau wants a metric at each step, which SVI does not offer")
-        return _PyroGroup(given, label)
+        return PyroGroup(given, label)
     if not isinstance(given, type) and str(getattr(given, "__module__", "")).startswith("pyro.optim"):
         raise OptionError(f'{label} is a Pyro optimiser without its options: give them first, Adam({{"lr": 0.01}})')
     if isinstance(given, torch.optim.Optimizer):
@@ -251,24 +171,18 @@ def _group(given: object, label: str, decay: float) -> _Group:
             f"{label} must be a callable from parameters to a torch.optim.Optimizer, a Pyro optimiser, or None, "
             f"got {given!r}"
         )
-    return _Group(given, label)
+    return Group(given, label)
 
 
-def _name(given: object, steps: int | None) -> str:
+def _described(sides: Mapping[str, object], repeats: int, decay: str) -> str:
+    names = {side: _name(given, decay) for side, given in sides.items()}
+    described = names["both"] if "both" in names else f"model {names['model']}, guide {names['guide']}"
+    return described + (f", {repeats} guide steps for each of the model" if repeats > 1 else "")
+
+
+def _name(given: object, decay: str) -> str:
     if given is None:
-        how = "to a twentieth over the fit" if steps is not None else "as the ELBO levels off"
-        return f"ClippedAdam at {DEFAULT_LR}, decaying {how}"
+        return f"ClippedAdam at {DEFAULT_LR}{decay}"
     if isinstance(given, PyroOptim):
         return getattr(given.pt_optim_constructor, "__name__", type(given).__name__)
     return getattr(getattr(given, "func", given), "__name__", type(given).__name__)
-
-
-def _copied(state: Any) -> Any:
-    """A state dict with its tensors copied."""
-    if isinstance(state, Tensor):
-        return state.clone()
-    if isinstance(state, dict):
-        return {name: _copied(value) for name, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(_copied(value) for value in state)
-    return state

@@ -14,14 +14,13 @@ __all__ = ["Engine", "State"]
 
 @dataclass(frozen=True)
 class State:
-    """All that the next step depends on: parameters, buffers of modules, optimisers, random states, rows to come.
+    """All that the next step depends on: values of the program, optimisers, random states, rows to come.
 
     A state that a program keeps in Python of its own is not here.
     """
 
     step: int
-    leaves: dict[str, Tensor]
-    buffers: list[Tensor]
+    values: dict[str, Any]
     optimisers: Any
     random: RandomState
     rows: Any

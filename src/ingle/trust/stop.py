@@ -64,6 +64,11 @@ class Plateau:
 
     Args:
         decays: lower the learning rate `LEVELS - 1` times; where it is the user's, the first plateau is the last.
+        since: the step from which the learning rate stays where it is.
+
+    Attributes:
+        levels: how many learning rates there are.
+        looked: the step of the last look.
     """
 
     EVERY = 500
@@ -72,21 +77,43 @@ class Plateau:
     SE = 0.05
     MAX_STEPS = 50_000
 
-    def __init__(self, *, decays: bool) -> None:
-        self._levels = self.LEVELS if decays else 1
+    def __init__(self, *, decays: bool, since: int = 0) -> None:
+        self.levels = self.LEVELS if decays else 1
+        self.looked = 0
         self._level = 1
-        self._since = 0
+        self._since = math.ceil(since / self.EVERY) * self.EVERY
+        self._budget = self.MAX_STEPS
 
     def look(self, losses: NDArray[np.float64]) -> Decision:
         """Decide from all losses so far, shape (steps,)."""
+        self.looked = len(losses)
         here = len(losses) - self._since
         if here >= 2 * self.EVERY and here % self.EVERY == 0:
             found = trend(losses[-2 * here // 3 :])
             enough = here >= (8 if self._level == 1 else 2) * self.EVERY
             if not found.falling and (enough or found.se <= self.SE):
-                if self._level == self._levels:
+                if self._level == self.levels:
                     return Decision.STOP
                 self._level += 1
                 self._since = len(losses)
                 return Decision.DECAY
-        return Decision.BUDGET if len(losses) >= self.MAX_STEPS else Decision.GO_ON
+        return Decision.BUDGET if len(losses) >= self._budget else Decision.GO_ON
+
+    def extend(self, steps: int) -> None:
+        """Allow another budget after `steps`."""
+        self._budget = steps + self.MAX_STEPS
+
+    def capture(self) -> dict[str, int]:
+        """The state, in numbers."""
+        return {
+            "levels": self.levels,
+            "level": self._level,
+            "since": self._since,
+            "looked": self.looked,
+            "budget": self._budget,
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a captured state."""
+        self.levels, self._level, self._since = state["levels"], state["level"], state["since"]
+        self.looked, self._budget = state["looked"], state["budget"]

@@ -1,0 +1,246 @@
+"""One torch optimiser over the leaves of a side, and what of it can be captured, restored and compared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from ingle.errors import OptionError
+
+__all__ = ["Group", "PyroGroup"]
+
+
+class Group:
+    """One torch optimiser over all leaves of a side; leaves that appear later join it.
+
+    Args:
+        build: from leaves, or groups of them, to the optimiser.
+        label: what the user calls it.
+        updates: over which a learning rate of Ingle's decays, to stay where it is from then on; None for no end.
+        decays: the learning rate is Ingle's to lower.
+    """
+
+    def __init__(
+        self, build: Callable[..., Any], label: str, *, updates: int | None = None, decays: bool = False
+    ) -> None:
+        self._build = build
+        self._label = label
+        self._updates = updates
+        self._taken = 0
+        self.decays = decays
+        self.optimiser: torch.optim.Optimizer | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.optimiser = None
+        self._known: dict[str, Tensor] = {}
+        self._joins: list[dict[str, Tensor]] = []  # leaves that joined together are one group, or several, of their own
+        self._options: list[Any] = []  # of each join, as the user gave them
+
+    def step(self, leaves: Mapping[str, Tensor]) -> None:
+        """Move the leaves by their gradients, which are used up."""
+        self._join(leaves)
+        if self.optimiser is None:
+            return
+        try:
+            self._step(self.optimiser)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise OptionError(f"{self._label}: {type(self.optimiser).__name__} cannot take a step: {error}") from error
+        for leaf in leaves.values():
+            leaf.grad = None
+        self._taken += 1
+        if self._taken == self._updates:
+            for group in self.optimiser.param_groups:
+                group["lrd"] = 1.0
+
+    def _step(self, optimiser: torch.optim.Optimizer) -> None:
+        optimiser.step()
+
+    def _join(self, leaves: Mapping[str, Tensor]) -> None:
+        fresh = {name: leaf for name, leaf in leaves.items() if self._known.get(name) is not leaf}
+        if not fresh:
+            return
+        try:
+            entries = self._entries(fresh)
+            there = 0 if self.optimiser is None else len(self.optimiser.param_groups)
+            if self.optimiser is None:
+                self.optimiser = self._checked(self._build(entries))
+            else:
+                for entry in entries:
+                    self.optimiser.add_param_group(entry if isinstance(entry, dict) else {"params": [entry]})
+                    if self.decays:
+                        for rate in ("lr", "lrd"):
+                            self.optimiser.param_groups[-1][rate] = self.optimiser.param_groups[0][rate]
+            self._options.append(_copied([_without_params(group) for group in self.optimiser.param_groups[there:]]))
+            if there == 0:
+                self._built()
+        except OptionError:
+            raise
+        except Exception as error:  # the callable is the user's, and may raise anything
+            raise OptionError(f"{self._label} cannot be built: {type(error).__name__}: {error}") from error
+        self._known.update(fresh)
+        self._joins.append(fresh)
+
+    def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
+        return list(fresh.values())
+
+    def _built(self) -> None:
+        """What else begins with the optimiser."""
+
+    def _checked(self, optimiser: object) -> torch.optim.Optimizer:
+        if isinstance(optimiser, torch.optim.LBFGS):
+            raise OptionError(f"{self._label}: LBFGS evaluates the loss several times a step, which SVI does not offer")
+        if not isinstance(optimiser, torch.optim.Optimizer):
+            raise OptionError(f"{self._label} must build a torch.optim.Optimizer, it built {type(optimiser).__name__}")
+        return optimiser
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiply the learning rate, where it is Ingle's to lower."""
+        for group in self.optimiser.param_groups if self.optimiser is not None and self.decays else ():
+            group["lr"] *= factor
+
+    def capture(self) -> dict[str, Any]:
+        """The state, copied, with the leaves that joined."""
+        return {
+            "joins": list(self._joins),
+            **self._given(),
+            "taken": self._taken,
+            "updates": self._updates,
+            "optimiser": None if self.optimiser is None else _copied(self.optimiser.state_dict()),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a captured state."""
+        if not _same_leaves(state["joins"], self._joins):  # built again, join by join, since each makes groups
+            self._clear()
+            for join in state["joins"]:
+                self._join(join)
+        self._taken, self._updates = state["taken"], state["updates"]
+        if self.optimiser is not None and state["optimiser"] is not None:
+            self.optimiser.load_state_dict(_copied(state["optimiser"]))
+
+    def joined(self, joins: Iterable[Mapping[str, Tensor]]) -> Self:
+        """A group of the same kind with these leaves, to look at and throw away."""
+        group = copy.copy(self)
+        group._clear()
+        for join in joins:
+            group._join(join)
+        return group
+
+    def changed(self, state: Mapping[str, Any]) -> str | None:
+        """How the options that the user gave differ from those of a captured state, in words."""
+        if self.decays:
+            return None  # the options are Ingle's, and follow the steps of the first call
+        return _changed(self.joined(state["joins"])._given(), {name: state[name] for name in self._given()})
+
+    def _given(self) -> dict[str, Any]:
+        return {"options": self._options}
+
+
+class PyroGroup(Group):
+    """The torch optimiser that a Pyro optimiser describes: its options, clipping and schedule for each leaf."""
+
+    def __init__(self, described: PyroOptim, label: str) -> None:
+        self._described = described
+        build: Any = described.pt_optim_constructor
+        super().__init__(build, label)
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._clips: list[tuple[Tensor, dict[str, Any]]] = []
+        self._scheduler: Any = None
+        self._planned: Any = None  # the schedule before its first step
+
+    def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
+        described: Any = self._described
+        groups: list[dict[str, Any]] = []
+        for leaf in fresh.values():
+            # Pyro's own look-ups, so that options given by a function of the name mean what they mean there.
+            options = described._get_optim_args(leaf)
+            clip = described._get_grad_clip_args(leaf)
+            if clip:
+                self._clips.append((leaf, clip))
+            for group in groups:
+                if _without_params(group) == options:
+                    group["params"].append(leaf)
+                    break
+            else:
+                described.pt_optim_constructor([leaf], **options)  # refuses what a group of its own would let pass
+                groups.append({"params": [leaf], **options})
+        return groups
+
+    def _built(self) -> None:
+        if isinstance(self._described, PyroLRScheduler):
+            self._scheduler = self._described.pt_scheduler_constructor(self.optimiser, **self._described.kwargs)
+            self._planned = copy.deepcopy(self._scheduler.state_dict())
+
+    def _step(self, optimiser: torch.optim.Optimizer) -> None:
+        for leaf, clip in self._clips:
+            if leaf.grad is not None:
+                if clip.get("clip_norm") is not None:
+                    clip_grad_norm_(leaf, clip["clip_norm"])
+                if clip.get("clip_value") is not None:
+                    clip_grad_value_(leaf, clip["clip_value"])
+        optimiser.step()
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def capture(self) -> dict[str, Any]:
+        """The state, copied, with the leaves that joined and the schedule."""
+        return {
+            **super().capture(),
+            "schedule": None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict()),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a captured state."""
+        super().restore(state)
+        if self._scheduler is not None and state["schedule"] is not None:
+            self._scheduler.load_state_dict(copy.deepcopy(state["schedule"]))
+
+    def _given(self) -> dict[str, Any]:
+        clips = [dict(clip) for _, clip in self._clips]
+        return {"options": self._options, "clips": clips, "planned": self._planned}
+
+
+def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _same_leaves(first: list[dict[str, Tensor]], second: list[dict[str, Tensor]]) -> bool:
+    ids = [[[(name, id(leaf)) for name, leaf in join.items()] for join in joins] for joins in (first, second)]
+    return ids[0] == ids[1]
+
+
+def _changed(ours: Any, theirs: Any, name: str = "options") -> str | None:
+    """The first value that is not the same in both, as "lr 0.1, in the file 0.2"; names that one lacks are let pass.
+
+    Another version of torch may know more options.
+    """
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        pairs = [(ours[key], theirs[key], str(key)) for key in ours if key in theirs]
+    elif isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
+        pairs = [(mine, other, name) for mine, other in zip(ours, theirs, strict=True)]
+    else:
+        tensors = isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+        same = torch.equal(ours.cpu(), theirs.cpu()) if tensors else ours == theirs
+        return None if same else f"{name} {ours}, in the file {theirs}"
+    return next((told for told in (_changed(*pair) for pair in pairs) if told is not None), None)
+
+
+def _copied(state: Any) -> Any:
+    """A state dict with its tensors copied."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {name: _copied(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_copied(value) for value in state)
+    return state

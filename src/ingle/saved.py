@@ -1,0 +1,205 @@
+"""The file of a fit: plain values and tensors, written whole or not at all, read without unpickling anything."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import secrets
+import stat
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ingle.errors import FileError, OptionError
+from ingle.version import __version__
+
+__all__ = ["check_writable", "plain", "read", "resolve_path", "write"]
+
+FORMAT = "ingle fit"
+VERSION = 1  # grows when an older Ingle could not read the file
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_PARTS = {
+    "about": dict, "program": dict, "data": dict, "values": dict, "optimisers": dict, "random": dict, "rows": dict,
+    "rule": dict, "losses": Tensor, "seconds": float, "stopped": str, "reason": str,
+}  # fmt: skip
+
+
+def resolve_path(name: str, path: object) -> Path:
+    """The path of a file, absolute, links followed. Raises `OptionError` for what is no path."""
+    try:
+        given = os.fspath(path)  # type: ignore[call-overload]
+    except TypeError:
+        given = None
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise OptionError(f"{name} must be the path of a file, as a string or pathlib.Path, got {path!r}")
+    return Path(os.path.realpath(given))
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file at once: whatever happens, `path` holds all of the old content or all of the new.
+
+    Raises:
+        FileError: it cannot be written; what was there is whole.
+    """
+    buffer = io.BytesIO()
+    about = {"format": FORMAT, "version": VERSION, "ingle": __version__, "torch": str(torch.__version__)}
+    with _checksums():
+        torch.save({**about, **content}, buffer)
+    _replace(path, buffer.getbuffer())
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work whether `path` can be written, without touching what is there.
+
+    Also removes what a killed process left half written beside it.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    with _told(path):
+        for stray in path.parent.iterdir():
+            if stray.name.startswith(f".{path.name}.") and stray.name.endswith(".tmp"):
+                stray.unlink(missing_ok=True)
+    _replace(path, b"trial", keep=False)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a file that `write` wrote, every tensor on the CPU.
+
+    Raises:
+        FileError: it cannot be read, is not one of Ingle's, is damaged, or of a newer format.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileError(f"there is no file {path}") from error
+    except IsADirectoryError as error:
+        raise FileError(f"{path} is a folder: give the name of a file in it") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+    if not raw.startswith(b"PK"):
+        raise FileError(f"{path} {'is not a file of a fit' if raw else 'is empty'}: Fit.save writes one")
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at the checksums
+                raise zipfile.BadZipFile("a checksum is wrong")
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # what torch raises depends on where the file is broken
+        raise FileError(
+            f"{path} is cut short, damaged, or no file of a fit, and nothing was read from it: take another copy"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise FileError(f"{path} was written by torch.save, but is not a file of a fit: Fit.save writes one")
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise FileError(
+            f"{path} has format {version}, written by Ingle {content.get('ingle')}; this is Ingle {__version__}, which "
+            f"reads formats up to {VERSION}: install a newer one"
+        )
+    missing = [part for part, kind in _PARTS.items() if not isinstance(content.get(part), kind)]
+    if missing:
+        raise FileError(f"{path} is damaged: it has no {missing[0]}")
+    return content
+
+
+def plain(value: Any, where: str) -> Any:
+    """A copy of `value` that a file can hold: numbers, strings, None, containers of them, tensors on the CPU.
+
+    Args:
+        value: to be copied.
+        where: what it is, for the message.
+
+    Raises:
+        OptionError: something else is in it.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if isinstance(value, (np.float64, np.integer, np.bool_)):
+        return value.item()
+    if kind in (Tensor, torch.nn.Parameter):
+        return value.detach().to("cpu", copy=True)
+    if kind in (dict, OrderedDict, Counter):
+        return kind({_key(key, where): plain(part, f"{where}[{key!r}]") for key, part in value.items()})
+    if kind in (list, tuple):
+        return kind(plain(part, f"{where}[{place}]") for place, part in enumerate(value))
+    raise OptionError(
+        f"{where} is of {kind.__module__}.{kind.__qualname__}, which a file cannot hold: only numbers, strings, lists, "
+        "dicts and tensors are written, so that nothing is unpickled. Fit without checkpoint=, or with another "
+        "optimiser or schedule"
+    )
+
+
+def _key(key: Any, where: str) -> Any:
+    if type(key) not in (bool, int, float, str):
+        plain(key, f"a key of {where}")
+    return key
+
+
+def _replace(path: Path, content: Any, *, keep: bool = True) -> None:
+    """Write beside `path`, then put it in the place of `path`, or, without `keep`, remove it again."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with _told(path):
+        if path.is_dir():
+            raise FileError(f"{path} is a folder: give the name of a file in it")
+        if path.exists() and not path.is_file():
+            raise FileError(f"{path} is a device or a pipe, not a file")
+        try:
+            with open(beside, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep:
+                with suppress(OSError):  # the new file is as open to others as the old one was
+                    os.chmod(beside, stat.S_IMODE(path.stat().st_mode))
+                os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    with suppress(OSError):  # not every system lets a folder be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _checksums() -> Iterator[None]:
+    """torch.save writes checksums inside, whatever the user has set."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of the system in writing, told in words."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            why = f"there is no folder {path.parent}; make it first"
+        elif error.errno in _FORBIDDEN:
+            why = f"no permission to write in folder {path.parent} ({error.strerror})"
+        elif error.errno in _FULL:
+            why = f"the disk is full, or a limit is reached ({error.strerror}); free some space or take another folder"
+        else:
+            why = str(error.strerror)
+        raise FileError(f"{path} cannot be written: {why}") from error
