@@ -151,7 +151,7 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any], type[Exception], str, bool
     "batch too large": (model, "normal", Y, {"batch_size": {"data": 7}}, OPTION, "has only 6 rows$", False),
     "no such plate": (model, "normal", Y, {"batch_size": {"rows": 2}}, OPTION, "its plates: data", False),
     "batch zero": (model, "normal", Y, {"batch_size": {"data": 0}}, OPTION, "positive integer", False),
-    "rows ignored": (all_rows, "normal", Y, {"batch_size": {"data": 2}}, PROGRAM, r"x\[i\]", True),
+    "rows ignored": (all_rows, "normal", Y, {"batch_size": {"data": 2}}, PROGRAM, r"x\[i\]", False),
     "rows ignored by one": (all_rows, "normal", Y, {"batch_size": {"data": 1}}, PROGRAM, r"x\[i\]", False),
     "own rows": (own_rows, "normal", Y, {"batch_size": {"data": 2}}, OPTION, "draws 3 rows by itself", False),
     "looped": (looped, "normal", Y, {"batch_size": {"data": 2}}, OPTION, "loops over", False),
