@@ -28,7 +28,9 @@ ORDER = [
 
 def test_public_names() -> None:
     assert sorted(ingle.__all__) == [
+        "Check",
         "DataError",
+        "Finding",
         "Fit",
         "IngleError",
         "IngleWarning",
@@ -38,6 +40,7 @@ def test_public_names() -> None:
         "SVI",
         "TrainedModuleWarning",
         "__version__",
+        "check",
         "fit",
     ]
     assert all(hasattr(ingle, name) for name in ingle.__all__)

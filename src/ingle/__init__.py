@@ -11,12 +11,15 @@ from ingle.errors import (
 )
 from ingle.fit import fit
 from ingle.fitted import Fit
+from ingle.program import Check, Finding, check
 from ingle.svi import SVI
 from ingle.version import __version__
 
 __all__ = [
     "SVI",
+    "Check",
     "DataError",
+    "Finding",
     "Fit",
     "IngleError",
     "IngleWarning",
@@ -25,5 +28,6 @@ __all__ = [
     "ProgramError",
     "TrainedModuleWarning",
     "__version__",
+    "check",
     "fit",
 ]
