@@ -27,7 +27,7 @@ from ingle.program.provenance import reached
 from ingle.program.sites import Site, read_sites
 from ingle.program.supports import bounds_may_move, support_finding
 from ingle.program.typical import typical_value
-from ingle.program.values import argument_finding, sample_nodes, value_findings
+from ingle.program.values import argument_finding, elsewhere_finding, sample_nodes, value_findings
 from ingle.runtime import Runtime, validation
 
 __all__ = ["Examination", "build_program", "examine"]
@@ -122,7 +122,7 @@ def examine(
         with torch.no_grad(), probe, typical:
             return tracer.get_trace(*data.args, **data.kwargs)
 
-    trace = _run(it, "model", run_model, data, batch_size)
+    trace = _run(it, "model", run_model, data, batch_size, runtime.device)
     if trace is None:
         it.model_sites = read_sites(tracer.trace)
         return it
@@ -170,7 +170,14 @@ def examine(
     return it
 
 
-def _run(it: Examination, role: str, once: Callable[[], Any], data: Data, batch_size: Mapping[str, int]) -> Any | None:
+def _run(
+    it: Examination,
+    role: str,
+    once: Callable[[], Any],
+    data: Data,
+    batch_size: Mapping[str, int],
+    device: torch.device,
+) -> Any | None:
     """A trace, with validation; where that refuses something, one without, which may go further; None without one."""
     before = len(it.findings)
     batched = tuple(batch_size)
@@ -186,7 +193,12 @@ def _run(it: Examination, role: str, once: Callable[[], Any], data: Data, batch_
         site = next((finding.site for finding in error.findings), None)
         it.findings[before:] = [replace(finding, site=finding.site or site) for finding in it.findings[before:]]
         return None
-    it.findings[before:] = [argument_finding(finding, trace, data) for finding in it.findings[before:]]
+    raised = it.findings[before]
+    if raised.kind == "device":
+        it.findings[before] = elsewhere_finding(raised, trace, device)
+        return None
+    if raised.kind in ("argument", "not finite"):
+        it.findings[before] = argument_finding(raised, trace)
     return trace
 
 
@@ -201,7 +213,7 @@ def _examine_guide(it: Examination, program: Program, model_trace: Any, runtime:
         with torch.no_grad(), program.probe:
             return program.trace_guide()
 
-    trace = _run(of_guide, "guide", run_guide, data, batch_size)
+    trace = _run(of_guide, "guide", run_guide, data, batch_size, runtime.device)
     bad = _parameter_findings(program.guide_leaves)
     if bad:  # whatever else it did is what such a parameter does
         of_guide.findings = list(bad)

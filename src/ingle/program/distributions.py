@@ -20,6 +20,7 @@ _WORDS = {
     "_IntegerInterval": "an integer from {lower} to {upper}",
     "_Interval": "between {lower} and {upper}",
     "_LessThan": "less than {upper}",
+    "_Multinomial": "counts that sum to {upper}",
     "_OneHot": "one 1 among zeros",
     "_Real": "any real number",
     "_Simplex": "positive with sum 1",

@@ -16,7 +16,8 @@ _LENGTHS = "two tensors have different shapes: compare the shapes of the data ab
 _PLATE = "a value inside the plate has another length than the plate: compare the shapes of the data above"
 _FLOATS = "the observed value holds integers or booleans and its distribution wants reals: pass floats, y.astype(float)"
 _DTYPE = (
-    "a tensor or module that the program closes over has another dtype: pass the tensor as data, or call .to(dtype)"
+    "a tensor or a prior made outside of the program has another dtype: pass the tensor as data, call .to(dtype), or "
+    "make it inside, as in PyroSample(lambda self: dist.Normal(0.0, 1.0))"
 )
 _DEVICE = (
     "a tensor that the program closes over, or an attribute of a module that is no buffer, is on another device: pass "

@@ -153,25 +153,28 @@ def _names(in_model: Mapping[str, Site], in_guide: Mapping[str, Site], arguments
 
 def _plates(in_model: Mapping[str, Site], in_guide: Mapping[str, Site]) -> Sequence[Finding]:
     """Plates around a latent of both sides that differ in size, rows or dimension; each plate once."""
-    findings: dict[str, Finding] = {}
+    told: set[str] = set()
+    findings = []
     for name, ours in in_guide.items():
         theirs = in_model.get(name)
         if theirs is None or theirs.kind != "latent":
             continue
         of_model = {plate.name: plate for plate in theirs.plates}
-        for plate in ours.plates:
-            other = of_model.get(plate.name)
-            if other is None or plate.name in findings or plate == other:
-                continue
-            findings[plate.name] = _error(
-                "plate",
-                name,
-                f"plate {plate.name!r} around site {name!r} has {_describe(other)} in the model and {_describe(plate)} "
-                "in the guide",
-                f"write the same pyro.plate({plate.name!r}, {other.full_size}, …) in both, with the same dim and "
-                "subsample_size",
-            )
-    return list(findings.values())
+        pairs = [(of_model[plate.name], plate) for plate in ours.plates if plate.name in of_model]
+        pairs = [(other, plate) for other, plate in pairs if other != plate and plate.name not in told]
+        if not pairs:
+            continue
+        told |= {plate.name for _, plate in pairs}
+        message = f"around site {name!r}, " + " and ".join(
+            f"plate {plate.name!r} has {_describe(other)} in the model and {_describe(plate)} in the guide"
+            for other, plate in pairs
+        )
+        plate = pairs[0][0]
+        fix = (
+            f"write the same pyro.plate({plate.name!r}, {plate.full_size}, …) in both, with one dim and subsample_size"
+        )
+        findings.append(_error("plate", name, message, fix))
+    return findings
 
 
 def _describe(plate: Plate) -> str:

@@ -10,11 +10,10 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 
 from ingle.errors import IngleError
-from ingle.program.distributions import family, layers
 from ingle.program.finding import Finding
 from ingle.program.program import Program, set_guide
 from ingle.program.sites import Site
-from ingle.program.values import bad_share, sample_nodes, site_log_prob
+from ingle.program.values import bad_share, inputs, sample_nodes, site_log_prob
 from ingle.runtime import Runtime
 
 __all__ = ["rehearse"]
@@ -114,14 +113,7 @@ def _share(node: Any) -> str | None:
         share = bad_share(scale_and_mask(site_log_prob(node), mask=node["mask"]))
         if share is None:
             return None
-        given = [("its value", node["value"])]
-        given += [
-            (f"{name} of its {family(fn)}", vars(fn)[name])
-            for fn in layers(node["fn"])
-            for name in getattr(fn, "arg_constraints", {})
-            if isinstance(vars(fn).get(name), torch.Tensor)
-        ]
-        bad = next((f"; {name} holds {bad}" for name, value in given if (bad := bad_share(value))), "")
+        bad = next((f"; {name} holds {bad}" for name, value in inputs(node) if (bad := bad_share(value))), "")
     return share + bad
 
 

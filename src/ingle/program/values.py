@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,15 @@ from ingle.program.finding import Finding, Kind
 from ingle.program.fixes import UNDECLARED
 from ingle.runtime import validation
 
-__all__ = ["argument_finding", "bad_share", "sample_nodes", "site_log_prob", "value_findings"]
+__all__ = [
+    "argument_finding",
+    "bad_share",
+    "elsewhere_finding",
+    "inputs",
+    "sample_nodes",
+    "site_log_prob",
+    "value_findings",
+]
 
 
 def sample_nodes(trace: Any) -> Iterator[Any]:
@@ -65,7 +74,7 @@ def site_log_prob(node: Any, *, check: bool = False) -> Tensor:
         return node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])  # type: ignore[no-any-return]
 
 
-def argument_finding(raised: Finding, trace: Any, data: Data) -> Finding:
+def argument_finding(raised: Finding, trace: Any) -> Finding:
     """A refusal of an argument of a distribution, with its site found in a run that refused nothing."""
     for node in sample_nodes(trace):
         for fn in layers(node["fn"]):
@@ -85,7 +94,19 @@ def argument_finding(raised: Finding, trace: Any, data: Data) -> Finding:
                 fix = raised.fix
                 if kind == "not finite" and raised.kind != "not finite":
                     fix = "find what overflows or divides by zero before it, or start from smaller numbers"
-                return Finding(kind, "error", node["name"], message, fix, raised.error, raised.cause)
+                return replace(raised, kind=kind, site=node["name"], message=message, fix=fix)
+    return raised
+
+
+def elsewhere_finding(raised: Finding, trace: Any, device: torch.device) -> Finding:
+    """A refusal of a tensor on another device, with the site found that the tensor reaches."""
+    for node in sample_nodes(trace):
+        for name, value in inputs(node):
+            if value.device.type != device.type:
+                message = (
+                    f"{raised.message}\n  at site {node['name']!r}: {name} is on {value.device}, the fit on {device}"
+                )
+                return replace(raised, site=node["name"], message=message)
     return raised
 
 
@@ -210,10 +231,11 @@ def _log_prob_shape(role: str, node: Any, log_prob: Tensor) -> Finding | None:
         frames = [frame for frame in node["cond_indep_stack"] if frame.dim is not None]
         plates = ", ".join(f"{frame.name!r} {frame.size} (dim {frame.dim})" for frame in frames) or "none"
         fix = UNDECLARED
-        if tuple(value.shape) != tuple(fn.shape()):
+        if frames and tuple(value.shape) != tuple(fn.shape()):
+            n = frames[0].size
             fix = (
-                f"give value and distribution the same shape: where ({value.shape[0] if value.dim() else 1}, 1) met "
-                "(N,), drop the axis of length 1 with .squeeze(-1)"
+                f"give value and distribution the same shape: where ({n}, 1) met ({n},), drop the axis of length 1 "
+                "with .squeeze(-1)"
             )
         message = (
             f"site {node['name']!r} of the {role} has a log_prob of shape {tuple(log_prob.shape)}, which is not that "
@@ -226,12 +248,7 @@ def _log_prob_shape(role: str, node: Any, log_prob: Tensor) -> Finding | None:
 
 def _promoted(role: str, found: list[Any], dtype: torch.dtype) -> Finding:
     node, log_prob = found[0]
-    named = [("the value", node["value"])]
-    for fn in layers(node["fn"]):
-        named += [(f"{name} of its {type(fn).__name__}", vars(fn).get(name)) for name in _arguments(fn)]
-    wide = [
-        name for name, value in named if isinstance(value, Tensor) and torch.promote_types(dtype, value.dtype) != dtype
-    ]
+    wide = [name for name, value in inputs(node) if torch.promote_types(dtype, value.dtype) != dtype]
     ours, theirs = (str(kind).removeprefix("torch.") for kind in (dtype, log_prob.dtype))
     more = f", and {len(found) - 1} sites after it" if len(found) > 1 else ""
     return Finding(
@@ -246,9 +263,15 @@ def _promoted(role: str, found: list[Any], dtype: torch.dtype) -> Finding:
     )
 
 
-def _arguments(fn: Any) -> Collection[str]:
-    constraints_of = getattr(type(fn), "arg_constraints", {})
-    return constraints_of if isinstance(constraints_of, dict) else ()
+def inputs(node: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a log_prob is made from, each with words for it."""
+    if isinstance(node["value"], Tensor):
+        yield "its value", node["value"]
+    for fn in layers(node["fn"]):
+        for name in getattr(fn, "arg_constraints", ()):
+            argument = vars(fn).get(name)
+            if isinstance(argument, Tensor):
+                yield f"{name} of its {type(fn).__name__}", argument
 
 
 def _outside(constraint: Any, value: Tensor) -> Tensor | None:
