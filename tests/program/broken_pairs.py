@@ -470,7 +470,7 @@ BROKEN: dict[str, Broken] = {
     # Supports.
     "normal for a scale": Broken(
         model, guide_with("tau", lambda: dist.Normal(1.0, 0.1)), Y, "support", "tau",
-        "can be -40 in the guide.*HalfNormal, 0 or greater; guide: Normal, any real number", "LogNormal",
+        "can be -0.5 in the guide.*HalfNormal, 0 or greater; guide: Normal, any real number", "LogNormal",
     ),
     "normal for a share": Broken(
         one_latent(lambda: dist.Beta(1.0, 1.0)), one_guide(lambda: dist.Normal(0.5, 0.1)), Y, "support", "theta",
@@ -555,7 +555,7 @@ BROKEN: dict[str, Broken] = {
         all_rows, of_mu, put(-INF, 0), "not finite", "y", r"infinity in 1 of 6 places, first -inf at \[0\]", "leave it",
     ),
     "NaN behind obs_mask": Broken(
-        masked("obs_mask"), "normal", put(NAN, 2), "not finite", "y_observed", "1 of 6", "gradient is NaN",
+        masked("obs_mask"), "normal", put(NAN, 2), "not finite", "y_observed", "1 of 6", "from the gradient",
     ),
     "NaN behind a mask": Broken(
         masked("poutine"), of_positive_mu, put(NAN, 2), "not finite", "y", r"\[2\]", "torch.where",

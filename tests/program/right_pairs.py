@@ -11,10 +11,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.contrib import gp
 from pyro.contrib.easyguide import EasyGuide
 from pyro.distributions import constraints
 from pyro.distributions.transforms import AffineTransform, affine_autoregressive
 from pyro.infer import autoguide, config_enumerate
+from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.ops.indexing import Vindex
 from support import eight_schools_data, radon_data
@@ -545,6 +547,74 @@ def relaxed_guide(y: Tensor) -> None:
     pyro.sample("k", dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), logits=logits))
 
 
+def effects(y: Tensor) -> None:
+    mu, tau = pyro.sample("mu", dist.Normal(0.0, 1.0)), pyro.sample("tau", dist.HalfCauchy(1.0))
+    with pyro.plate("data", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+def zeros_inflated(y: Tensor) -> None:
+    rate, gate = pyro.sample("rate", dist.Normal(0.0, 1.0)), pyro.sample("gate", dist.Beta(1.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.ZeroInflatedPoisson(rate=rate.exp(), gate=gate), obs=y)
+
+
+def ordered(y: Tensor) -> None:
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    cuts = pyro.sample("cuts", dist.TransformedDistribution(base, [dist.transforms.OrderedTransform()]))
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.OrderedLogistic(x.expand(len(y)), cuts), obs=y)
+
+
+def shares(y: Tensor) -> None:
+    p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Categorical(p), obs=y)
+
+
+def shares_guide(y: Tensor) -> None:
+    """A normal broken into sticks."""
+    base = dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1)
+    pyro.sample("p", dist.TransformedDistribution(base, [torch.distributions.StickBreakingTransform()]))
+
+
+def attend(y: Tensor) -> None:
+    """Attend, infer, repeat: what a step draws is masked once the steps have ended."""
+    there, total = torch.ones(len(y), 1), torch.zeros(len(y))
+    with pyro.plate("data", len(y)):
+        for t in range(2):
+            there = pyro.sample(f"there_{t}", dist.Bernoulli(0.5 * there).to_event(1))
+            what = pyro.sample(f"what_{t}", dist.Normal(torch.zeros(len(y), 2), 1.0).mask(there).to_event(1))
+            total = total + (what * there).sum(-1)
+        pyro.sample("y", dist.Normal(total, 1.0), obs=y)
+
+
+def attend_guide(y: Tensor) -> None:
+    there = torch.ones(len(y), 1)
+    p, loc = pyro.param("p", torch.tensor(0.4), constraint=constraints.unit_interval), pyro.param("loc", torch.zeros(2))
+    with pyro.plate("data", len(y)):
+        for t in range(2):
+            there = pyro.sample(f"there_{t}", dist.Bernoulli(p * there).to_event(1))
+            pyro.sample(f"what_{t}", dist.Normal(loc.expand(len(y), 2), 1.0).mask(there).to_event(1))
+
+
+def random_walk(y: Tensor) -> None:
+    drift = pyro.sample("drift", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("time", len(y), dim=-1):
+        step = pyro.sample("step", dist.Normal(0.0, drift))
+    pyro.sample("y", dist.Normal(step.cumsum(-1), 1.0).to_event(1), obs=y)
+
+
+def impossible_states(y: Tensor) -> None:
+    """Summed out, one of two states is ruled out by each datum."""
+    p = pyro.sample("p", dist.Beta(1.0, 1.0))
+    with pyro.plate("data", len(y)):
+        k = pyro.sample("k", dist.Bernoulli(p))
+        pyro.factor("fits", torch.where(k == y, 0.0, -torch.inf))
+
+
 def listed(model: Any) -> Any:
     """A list of automatic guides, one for each latent."""
     parts = autoguide.AutoGuideList(model)
@@ -553,6 +623,9 @@ def listed(model: Any) -> Any:
     return parts
 
 
+_process = gp.models.VariationalSparseGP(
+    X[:, 0], Y, gp.kernels.RBF(1), Xu=torch.linspace(-1.0, 1.0, 3), likelihood=gp.likelihoods.Gaussian(), whiten=True
+)
 _vae = Autoencoder()
 _semi = SemiSupervised()
 _dmm = DeepMarkov()
@@ -620,6 +693,17 @@ RIGHT: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
     "factors alone": (penalised, "normal", Y, {}),
     "maximum likelihood": (maximum_likelihood, nothing, Y, {}),
     "straight through": (relaxed, relaxed_guide, Y, {}),
+    "effects, not centred": (poutine.reparam(effects, {"theta": LocScaleReparam(0.0)}), "normal", Y, {}),
+    "effects, one gaussian": (effects, autoguide.AutoGaussian, Y, {}),
+    "effects, inverse flow": (effects, autoguide.AutoIAFNormal, Y, {}),
+    "zeros inflated": (zeros_inflated, "normal", COUNTS, {}),
+    "ordered": (ordered, "normal", torch.tensor([0, 1, 2, 0, 1, 2]), {}),
+    "shares": (shares, shares_guide, torch.tensor([0, 1, 2, 0, 1, 2]), {}),
+    "attend": (attend, attend_guide, Y, {}),
+    "random walk": (random_walk, "low_rank", Y, {}),
+    "conditioned": (pyro.condition(two, {"nu": torch.tensor(0.5)}), "normal", Y, {}),
+    "impossible states": (impossible_states, "normal", BITS, {}),
+    "sparse gaussian process": (_process.model, _process.guide, (), {}),
     "shipped: eight schools": (
         hierarchical.eight_schools, hierarchical_guides.eight_schools_guide, eight_schools_data(), {},
     ),

@@ -102,6 +102,24 @@ def test_several_faults_at_once_and_in_fit_too() -> None:
         ingle.fit(model, wrong, data)
 
 
+def test_a_warning_hides_no_error_at_its_site() -> None:
+    def wide(y: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+        pyro.sample("tau", dist.Normal(torch.tensor(1.0, dtype=torch.float64), 0.1))
+
+    found = ingle.check(model, wide, Y)
+    assert [(finding.kind, finding.site) for finding in found.findings] == [("support", "tau"), ("dtype", "tau")]
+    assert not found.ok
+
+
+def test_columns_against_many_rows_need_no_memory() -> None:
+    """N by N would take 40 GB."""
+    case, rows = BROKEN["column against rows"], torch.zeros(100_000)
+    (finding,) = ingle.check(case.model, case.guide, (rows, rows[:, None])).findings
+    assert (finding.kind, finding.site) == ("log_prob shape", "y")
+    assert "(100000, 100000)" in finding.message
+
+
 def test_errors_come_before_warnings() -> None:
     def shared(y: Tensor) -> None:
         scale = pyro.sample("scale", dist.HalfNormal(1.0))
@@ -141,7 +159,7 @@ x shape at 'mu'
     likely fix: give the guide's distribution the model's shape, .to_event(n) included
 
 x support at 'tau'
-    site 'tau' can be -40 in the guide, which the model's distribution cannot have (model:
+    site 'tau' can be -0.5 in the guide, which the model's distribution cannot have (model:
     HalfNormal, 0 or greater; guide: Normal, any real number; shape ())
     likely fix: sample it from dist.LogNormal or dist.Gamma, or give a Delta's parameter
     constraint=constraints.positive"""

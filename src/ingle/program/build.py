@@ -61,8 +61,8 @@ class Examination:
             self.findings += [replace(first, cause=cause), *rest]
 
     def add(self, *findings: Finding) -> None:
-        """Keep findings about sites of which nothing is known so far: a fault is told once."""
-        known = {finding.site for finding in self.findings if finding.site is not None}
+        """Keep findings about sites where no error is known so far: a fault is told once."""
+        known = {finding.site for finding in errors_among(self.findings) if finding.site is not None}
         self.findings += [finding for finding in findings if finding.site not in known]
 
 
@@ -278,7 +278,8 @@ def _parameter_findings(leaves: Leaves) -> tuple[Finding, ...]:
         word = "NaN" if bool(leaf.isnan().any()) else "infinity"
         share = word if leaf.numel() == 1 else f"{word} in {int(bad.sum())} of {leaf.numel()} elements"
         message = f"parameter {name!r} ({share}) is not finite before the first step"
-        findings.append(Finding("parameter", "error", None, message, "start it from a number"))
+        fix = "start it from a number; an automatic guide takes one by init_loc_fn=init_to_median"
+        findings.append(Finding("parameter", "error", None, message, fix))
     return tuple(findings)
 
 

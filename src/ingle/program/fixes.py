@@ -56,6 +56,10 @@ _FIXES: dict[str, tuple[Kind, str]] = {
         "shape",
         "give the guide's distribution the model's event dimensions: .to_event(n) in both, or the plate in both",
     ),
+    "cannot transform": (
+        "unreachable",
+        "an automatic guide knows no transform to the support of a latent: write a guide of your own that samples it",
+    ),
     "does not support sequential": (
         "unreachable",
         "an automatic guide takes no plate that is looped over: write `with pyro.plate(…)`, or a guide of your own",

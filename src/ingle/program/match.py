@@ -123,7 +123,8 @@ def _names(in_model: Mapping[str, Site], in_guide: Mapping[str, Site], arguments
             other = alike[0] if alike else extra[0]
             extra.remove(other)
             lost.remove(site)
-            message = f"{described}; it samples {other!r}, which the model does not: a misspelling?"
+            guess = "a misspelling?" if alike else "another name for it?"
+            message = f"{described}; it samples {other!r}, which the model does not: {guess}"
             findings.append(_error("missing site", site.name, message, f"call it {site.name!r} in both"))
         elif site.name in arguments:
             lost.remove(site)

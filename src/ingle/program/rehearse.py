@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 
 from ingle.errors import IngleError
-from ingle.program.finding import Finding
+from ingle.program.finding import Finding, Severity
 from ingle.program.program import Program, set_guide
 from ingle.program.sites import Site
 from ingle.program.values import bad_share, inputs, sample_nodes, site_log_prob
@@ -86,31 +86,35 @@ def _not_finite(program: Program, runs: Sequence[tuple[Any, Any]]) -> list[Findi
     found: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for role, trace in zip(("guide", "model"), run, strict=True):
-            share = next(((node["name"], share) for node in sample_nodes(trace) if (share := _share(node))), None)
+            # A state that is summed out may be impossible where one draw of it lands.
+            impossible = bool(program.enumerated) and role == "model"
+            shares = ((node["name"], _share(node, impossible=impossible)) for node in sample_nodes(trace))
+            share = next(((name, share) for name, share in shares if share is not None), None)
             if share is not None:
                 found.setdefault((role, share[0]), []).append(share[1])
                 break
     if not found:
         return []
-    (role, name), shares = max(found.items(), key=lambda item: len(item[1]))
+    (role, name), told = max(found.items(), key=lambda item: len(item[1]))
     times = sum(map(len, found.values()))
     # Where the start is chosen among several, one that is not finite is passed over.
-    severity = "error" if times == len(runs) and not program.recipe.takes_start else "warning"
+    severity: Severity = "error" if times == len(runs) and not program.recipe.takes_start else "warning"
     message = (
         f"site {name!r} of the {role} has a log_prob that is not finite at {times} of {len(runs)} draws of the guide: "
-        f"{shares[0]}"
+        f"{told[0]}"
     )
     fix = (
         "start the guide where the model is finite, nearer its prior and on its support; keep a scale away from zero "
         "and a rate from overflow; or try dtype=torch.float64"
     )
-    return [Finding("not finite", severity, name, message, fix)]  # type: ignore[arg-type]
+    return [Finding("not finite", severity, name, message, fix)]
 
 
-def _share(node: Any) -> str | None:
+def _share(node: Any, *, impossible: bool) -> str | None:
     """How much of a log_prob is not finite, and what goes into it that is not; None where all of it is finite."""
     with torch.no_grad():
-        share = bad_share(scale_and_mask(site_log_prob(node), mask=node["mask"]))
+        log_prob = scale_and_mask(site_log_prob(node), mask=node["mask"])
+        share = bad_share(log_prob[~log_prob.isneginf()] if impossible else log_prob)
         if share is None:
             return None
         bad = next((f"; {name} holds {bad}" for name, value in inputs(node) if (bad := bad_share(value))), "")

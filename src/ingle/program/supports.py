@@ -18,7 +18,7 @@ from ingle.program.finding import Finding
 
 __all__ = ["bounds_may_move", "support_finding"]
 
-_FAR = (-40.0, -3.0, -0.5, 0.0, 0.5, 3.0, 40.0)
+_FAR = (0.0, -0.5, 0.5, -3.0, 3.0, -40.0, 40.0)
 _FARTHER = (-1e4, -1e3, 1e3, 1e4)  # for the reals, where nothing is exponentiated on the way
 _INTEGERS = (0, 1, 2, 3, 10, 1_000, 1_000_000)
 _MOST = 4_096  # values of a finite support that are tried
@@ -147,13 +147,16 @@ def _finding(ours: Any, theirs: Any, given: Any, wanted: Any, what: str) -> Find
     name, shape = ours["name"], tuple(ours["value"].shape)
     guide = family(ours["fn"]) + ("" if given is None else f", {range_of(given)}")
     message = f"site {name!r} {what} (model: {family(theirs['fn'])}, {range_of(wanted)}; guide: {guide}; shape {shape})"
-    return Finding("support", "error", name, message, _fix(wanted))
+    fix = _fix(wanted)
+    if getattr(theirs["fn"], "has_enumerate_support", False):
+        fix += ", or leave it out to have it summed out"
+    return Finding("support", "error", name, message, fix)
 
 
 def _fix(wanted: Any) -> str:
     kind = type(wanted).__name__
     if wanted.is_discrete:
-        return "sample it from a discrete distribution on the model's values, or leave it out to have it summed out"
+        return "sample it from a discrete distribution on the model's values"
     if kind in ("_GreaterThan", "_GreaterThanEq"):
         return (
             "sample it from dist.LogNormal or dist.Gamma, or give a Delta's parameter constraint=constraints.positive"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,8 @@ __all__ = [
     "value_findings",
 ]
 
+_LARGE = 10**7  # elements
+
 
 def sample_nodes(trace: Any) -> Iterator[Any]:
     """The sample statements of a trace, without the plates' own."""
@@ -51,14 +54,18 @@ def value_findings(
     findings = []
     promoted: list[Any] = []
     for node in sample_nodes(trace):
-        found = _observed(node) if _is_data(node) else None
+        found = (_observed(node) if _is_data(node) else None) or _too_large(role, node)
+        if found is not None:
+            findings.append(found)
+            continue
         try:
-            log_prob = site_log_prob(node, check=found is None)
+            with torch.no_grad():
+                log_prob = site_log_prob(node, check=True)
         except Exception as error:  # the distribution may be the user's, and raise anything
             place = f"in the log_prob of site {node['name']!r}"
-            found = found or told(role, data, error, place=place, site=node["name"], batched=batched)
+            found = told(role, data, error, place=place, site=node["name"], batched=batched)
         else:
-            found = found or _log_prob_shape(role, node, log_prob) or _repeated(node)
+            found = _log_prob_shape(role, node, tuple(log_prob.shape)) or _repeated(node)
             if torch.promote_types(dtype, log_prob.dtype) != dtype:
                 promoted.append((node, log_prob))
         if found is not None:
@@ -186,8 +193,8 @@ def _behind_mask(node: Any, bad: Tensor) -> str | None:
     except RuntimeError:  # a mask of another shape, which is told where it is used
         return None
     return (
-        "the mask hides these values and their gradient is NaN all the same: put any number of the support there, as "
-        "in torch.where(mask, y, 1.0)"
+        "a mask does not hide such values from the gradient and from Pyro's checks: put any number of the support in "
+        "their place, as in torch.where(mask, y, 1.0)"
     )
 
 
@@ -222,9 +229,20 @@ def _repeated(node: Any) -> Finding | None:
     return None
 
 
-def _log_prob_shape(role: str, node: Any, log_prob: Tensor) -> Finding | None:
+def _too_large(role: str, node: Any) -> Finding | None:
+    """A log_prob of N by N, told from the shapes where it would not fit into memory."""
+    value, fn = node["value"], node["fn"]
     try:
-        weighed: Any = {**node, "log_prob": log_prob}
+        batch = value.shape[: value.dim() - len(fn.event_shape)]
+        shape = tuple(torch.broadcast_shapes(batch, fn.batch_shape))
+    except (AttributeError, RuntimeError):  # no tensor, or shapes that do not go together, which the log_prob tells
+        return None
+    return _log_prob_shape(role, node, shape) if math.prod(shape) > _LARGE else None
+
+
+def _log_prob_shape(role: str, node: Any, shape: tuple[int, ...]) -> Finding | None:
+    try:
+        weighed: Any = {**node, "log_prob": torch.empty(()).expand(shape)}
         check_site_shape(weighed, max_plate_nesting=torch.iinfo(torch.int32).max)
     except ValueError as error:
         fn, value = node["fn"], node["value"]
@@ -238,7 +256,7 @@ def _log_prob_shape(role: str, node: Any, log_prob: Tensor) -> Finding | None:
                 "with .squeeze(-1)"
             )
         message = (
-            f"site {node['name']!r} of the {role} has a log_prob of shape {tuple(log_prob.shape)}, which is not that "
+            f"site {node['name']!r} of the {role} has a log_prob of shape {shape}, which is not that "
             f"of its plates (plates: {plates}; value {tuple(value.shape)}, batch {tuple(fn.batch_shape)}, event "
             f"{tuple(fn.event_shape)})"
         )
@@ -256,7 +274,7 @@ def _promoted(role: str, found: list[Any], dtype: torch.dtype) -> Finding:
         "warning",
         node["name"],
         f"site {node['name']!r} of the {role}{more} has a log_prob of {theirs} in a fit of {ours}"
-        + (f": {', '.join(dict.fromkeys(wide))} is {theirs}" if wide else "")
+        + (f": {', '.join(wide)} {'is' if len(wide) == 1 else 'are'} {theirs}" if wide else "")
         + f"; the loss becomes {theirs}, and slower",
         f"pass the tensor that the {role} closes over as data, or call .to(torch.get_default_dtype()) on it; or fit "
         f"with dtype=torch.{theirs}",
