@@ -28,8 +28,10 @@ ORDER = [
 
 def test_public_names() -> None:
     assert sorted(ingle.__all__) == [
+        "Check",
         "DataError",
         "FileError",
+        "Finding",
         "Fit",
         "IngleError",
         "IngleWarning",
@@ -39,6 +41,7 @@ def test_public_names() -> None:
         "SVI",
         "TrainedModuleWarning",
         "__version__",
+        "check",
         "fit",
         "load",
         "prior_predictive",

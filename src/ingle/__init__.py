@@ -13,14 +13,17 @@ from ingle.errors import (
 from ingle.fit import fit
 from ingle.fitted import Fit
 from ingle.load import load
+from ingle.program import Check, Finding, check
 from ingle.results import prior_predictive
 from ingle.svi import SVI
 from ingle.version import __version__
 
 __all__ = [
     "SVI",
+    "Check",
     "DataError",
     "FileError",
+    "Finding",
     "Fit",
     "IngleError",
     "IngleWarning",
@@ -29,6 +32,7 @@ __all__ = [
     "ProgramError",
     "TrainedModuleWarning",
     "__version__",
+    "check",
     "fit",
     "load",
     "prior_predictive",

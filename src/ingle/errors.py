@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ingle.fitted import Fit
+    from ingle.program.finding import Finding
 
 __all__ = [
     "DataError",
@@ -47,16 +48,18 @@ class IngleError(Exception):
     Attributes:
         step: the step at which it happened, counted from 0; None before the first.
         fit: the fit as it was before that step, which may have taken no step; None before the first.
+        findings: what is wrong with the program, one by one as `check` tells it; empty for other errors.
     """
 
     def __init__(self, message: str, *, step: int | None = None, fit: Fit | None = None) -> None:
         super().__init__(message)
         self.step = step
         self.fit = fit
+        self.findings: tuple[Finding, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without the fit, which holds the user's functions."""
-        return type(self), self.args, {"step": self.step, "fit": None}
+        return type(self), self.args, {"step": self.step, "fit": None, "findings": self.findings}
 
 
 class DataError(IngleError, ValueError):

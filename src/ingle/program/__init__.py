@@ -1,23 +1,28 @@
 """A model and a guide as one program: its sites, its guides by name, and the handlers around it."""
 
 from ingle.program.amortised import amortised
+from ingle.program.build import build_program
+from ingle.program.check import Check, check
 from ingle.program.discrete import Summed
 from ingle.program.explain import check_call, explained
+from ingle.program.finding import Finding
 from ingle.program.guides import GuideName
-from ingle.program.handlers import Given, Provenance, Unobserve
+from ingle.program.handlers import Given, Unobserve
 from ingle.program.identity import changed_arguments, describe, difference, digests
-from ingle.program.modules import buffers_kept, find_modules, lent
-from ingle.program.program import Program, build_program, set_guide
+from ingle.program.modules import buffers_kept, find_modules, modules_kept
+from ingle.program.program import Program, set_guide
+from ingle.program.provenance import reached
 from ingle.program.sites import Plate, Site, read_sites
 from ingle.program.state import Values
 from ingle.program.typical import typical_value
 
 __all__ = [
+    "Check",
+    "Finding",
     "Given",
     "GuideName",
     "Plate",
     "Program",
-    "Provenance",
     "Site",
     "Summed",
     "Unobserve",
@@ -26,13 +31,15 @@ __all__ = [
     "buffers_kept",
     "build_program",
     "changed_arguments",
+    "check",
     "check_call",
     "describe",
     "difference",
     "digests",
     "explained",
     "find_modules",
-    "lent",
+    "modules_kept",
+    "reached",
     "read_sites",
     "set_guide",
     "typical_value",

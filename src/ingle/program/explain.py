@@ -16,11 +16,12 @@ import pyro
 import torch
 
 from ingle.data import Data
-from ingle.errors import DataError, IngleError, OptionError, ProgramError
+from ingle.errors import DataError, IngleError, OptionError
+from ingle.program.finding import Finding, as_error
 from ingle.program.fixes import likely_fix
 from ingle.program.handlers import Watch
 
-__all__ = ["check_call", "explained"]
+__all__ = ["argument_names", "check_call", "explained", "told"]
 
 _INGLE = Path(__file__).parents[1]
 _NOT_THE_USERS = (
@@ -49,7 +50,38 @@ def explained(role: str, data: Data, *, batched: Collection[str] = ()) -> Iterat
             raise error.__cause__ from None
         raise
     except Exception as error:
-        raise ProgramError(_tell(role, data, watch, error, batched)) from error
+        if watch.entered is not None:
+            place = f"at site {watch.entered!r}"
+        elif watch.last is not None:
+            place = f"after site {watch.last!r}"
+        else:
+            place = "before any sample site"
+        raise as_error(told(role, data, error, place=place, site=watch.entered, batched=batched)) from error
+
+
+def told(
+    role: str, data: Data, error: Exception, *, place: str, site: str | None, batched: Collection[str] = ()
+) -> Finding:
+    """What a program raised, as a finding.
+
+    Args:
+        role: "model", "guide", or "model or guide".
+        data: the arguments, whose shapes are told.
+        error: what it raised.
+        place: where that was, in words.
+        site: the site at which it happened, where that is known.
+        batched: names of the plates whose rows come from outside.
+    """
+    where = _user_line(error)
+    what = str(error).split("\nTrace Shapes:")[0].strip() or type(error).__name__
+    place = "" if "at site" in what else f" {place}"
+    missing = [name for name, value in data.items() if _has_nan(value)]
+    kind, fix = likely_fix(what, missing=missing, batched=batched)
+    message = (
+        f"the {role} raised {type(error).__name__}{place}{f', {where}' if where else ''}: {what}\n"
+        f"  data: {data.describe()}"
+    )
+    return Finding(kind, "error", site, message, fix, cause=error)
 
 
 def check_call(role: str, program: Callable[..., Any], data: Data) -> Data:
@@ -58,9 +90,7 @@ def check_call(role: str, program: Callable[..., Any], data: Data) -> Data:
     Raises:
         DataError: the arguments do not fit the signature of the program.
     """
-    target: Any = program
-    if isinstance(program, torch.nn.Module) and type(program).forward is not torch.nn.Module.forward:
-        target = program.forward
+    target = _target(program)
     if any(inspect.isgeneratorfunction(part) or inspect.iscoroutinefunction(part) for part in (program, target)):
         raise OptionError(f"the {role} is a generator or a coroutine, which Pyro cannot run: write a plain function")
     try:
@@ -71,33 +101,33 @@ def check_call(role: str, program: Callable[..., Any], data: Data) -> Data:
         bound = signature.bind(*data.args, **data.kwargs)
     except TypeError as error:
         name = getattr(program, "__name__", type(program).__name__)
-        raise DataError(
-            f"the data do not fit the call of the {role}: {error}\n"
-            f"  {role}: {name}{signature}\n  data: {data.describe()}"
-        ) from error
+        message = (
+            f"the data do not fit the call of the {role}: {error}\n  {role}: {name}{signature}\n"
+            f"  data: {data.describe()}"
+        )
+        fix = f"give data the names that the {role} takes; model and guide are called with the same arguments"
+        raise as_error(Finding("call", "error", None, message, fix, DataError, error)) from error
     names = [name for name in bound.arguments if name not in data.kwargs]
     return replace(data, names=tuple(names)) if len(names) == len(data.args) else data
 
 
-def _tell(role: str, data: Data, watch: Watch, error: Exception, batched: Collection[str]) -> str:
-    if watch.entered is not None:
-        place = f"at site {watch.entered!r}"
-    elif watch.last is not None:
-        place = f"after site {watch.last!r}"
-    else:
-        place = "before any sample site"
-    where = _user_line(error)
-    what = str(error).split("\nTrace Shapes:")[0].strip() or type(error).__name__
-    place = "" if "at site" in what else f" {place}"
-    lines = [
-        f"the {role} raised {type(error).__name__}{place}{f', {where}' if where else ''}: {what}",
-        f"  data: {data.describe()}",
-    ]
-    missing = [name for name, value in data.items() if _has_nan(value)]
-    fix = likely_fix(what, missing=missing, batched=batched)
-    if fix is not None:
-        lines.append(f"  likely fix: {fix}")
-    return "\n".join(lines)
+def argument_names(program: Callable[..., Any], data: Data) -> tuple[str, ...]:
+    """Names of the arguments that the data give, and of those that are left at None."""
+    names = [name for name, _ in data.items()]
+    try:
+        bound = inspect.signature(_target(program)).bind(*data.args, **data.kwargs)
+    except (TypeError, ValueError):
+        return tuple(names)
+    given = set(bound.arguments)
+    bound.apply_defaults()
+    return (*names, *(name for name, value in bound.arguments.items() if name not in given and value is None))
+
+
+def _target(program: Any) -> Any:
+    """What is run when a program is called."""
+    if isinstance(program, torch.nn.Module) and type(program).forward is not torch.nn.Module.forward:
+        return program.forward
+    return program
 
 
 def _has_nan(value: object) -> bool:

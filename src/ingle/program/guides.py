@@ -15,7 +15,8 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from ingle.errors import OptionError
+from ingle.errors import IngleError, OptionError
+from ingle.program.finding import Finding, as_error
 from ingle.program.sites import Plate, Site
 from ingle.program.typical import typical_value
 
@@ -95,21 +96,26 @@ def _automatic(
     cls: Any = factory.func if isinstance(factory, functools.partial) else factory
     latents = [site for site in sites if site.kind == "latent"]
     if not latents:
-        raise OptionError(
-            "the model has no latent sample site, so there is nothing for an automatic guide to do; for maximum "
-            "likelihood of pyro.param statements give an empty guide, `def guide(*args, **kwargs): pass`"
+        raise _unreachable(
+            None,
+            "the model has no latent sample site, so there is nothing for an automatic guide to do",
+            "for maximum likelihood of pyro.param statements give an empty guide, `def guide(*args, **kwargs): pass`",
         )
     hidden = [] if issubclass(cls, autoguide.AutoDiscreteParallel) else [site for site in latents if site.discrete]
     endless = [site for site in hidden if not site.enumerable]
     if endless:
-        raise OptionError(
+        raise _unreachable(
+            endless[0],
             f"{', '.join(f'{site.name!r} ({site.distribution})' for site in endless)} is discrete without a finite "
-            f"support, so {cls.__name__} cannot reach it and it cannot be summed out; write a guide that samples it"
+            f"support, so {cls.__name__} cannot reach it and it cannot be summed out",
+            "write a guide that samples it",
         )
     if len(hidden) == len(latents):
-        raise OptionError(
+        raise _unreachable(
+            hidden[0],
             f"every latent of the model is discrete ({', '.join(site.name for site in hidden)}) and would be summed "
-            "out, so an automatic guide has nothing left; give an empty guide, `def guide(*args, **kwargs): pass`"
+            "out, so an automatic guide has nothing left",
+            "give an empty guide, `def guide(*args, **kwargs): pass`",
         )
     visible: Callable[..., Any] = poutine.block(model, hide=[site.name for site in hidden]) if hidden else model
 
@@ -163,15 +169,23 @@ def _prepare(guide: Any, sites: Sequence[Site], batched: Sequence[str]) -> None:
     if joint:
         names = sorted({site.name for site, _ in local})
         plates = sorted({plate.name for _, plate in local})
-        raise OptionError(
+        raise _unreachable(
+            local[0][0],
             f"{type(joint[0]).__name__} is one joint distribution over all latents, and {', '.join(names)} "
             f"{'has' if len(names) == 1 else 'have'} a row for each datum of plate {', '.join(plates)}: Pyro would "
-            "build it for one minibatch alone. Use 'normal' or 'delta', a guide of your own, or no minibatches"
+            "build it for one minibatch alone",
+            "use 'normal' or 'delta', a guide of your own, or no minibatches",
         )
     drawn: dict[str, Plate] = {plate.name: plate for _, plate in local if plate.name in batched}
     if isinstance(guide, autoguide.AutoGuide) and drawn and isinstance(guide.create_plates, (_FullPlates, type(None))):
         # Without this an AutoGuide draws rows of its own, other than the model's (pyro issue 3468).
         guide.create_plates = _FullPlates(tuple(drawn.values()))
+
+
+def _unreachable(site: Site | None, message: str, fix: str) -> IngleError:
+    """A guide that cannot be used with this model."""
+    name = None if site is None else site.name
+    return as_error(Finding("unreachable", "error", name, message, fix, OptionError))
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import constraints
-from pyro.ops.provenance import track_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ingle.errors import OptionError
+from ingle.errors import IngleError, OptionError
+from ingle.program.finding import Finding, as_error
 
-__all__ = ["Given", "Leaves", "ProbeRows", "Provenance", "Rows", "Unobserve", "Watch"]
+__all__ = ["Given", "Leaves", "ProbeRows", "Rows", "Unobserve", "Watch"]
 
 
 class Rows(Messenger):
@@ -54,15 +54,18 @@ class ProbeRows(Rows):
         if batch is None:
             return None
         if batch > subsample.size:
-            raise OptionError(
-                f"batch_size[{name!r}] is {batch}, but plate {name!r} has only {int(subsample.size)} rows"
-            )
+            raise _refused(f"batch_size[{name!r}] is {batch}, but plate {name!r} has only {int(subsample.size)} rows")
         if subsample.subsample_size is not None and subsample.subsample_size != subsample.size:
-            raise OptionError(
+            raise _refused(
                 f"plate {name!r} draws {subsample.subsample_size} rows by itself, and batch_size[{name!r}] would "
-                f"draw {batch} again: take subsample_size out of the plate, or {name!r} out of batch_size"
+                f"draw {batch} again",
+                f"take subsample_size out of the plate, or {name!r} out of batch_size",
             )
         return torch.arange(batch)
+
+
+def _refused(message: str, fix: str = "") -> IngleError:
+    return as_error(Finding("batch size", "error", None, message, fix, OptionError))
 
 
 class Given(Messenger):
@@ -87,18 +90,6 @@ class Unobserve(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
             msg["value"], msg["is_observed"], msg["done"] = None, False, False
-
-
-class Provenance(Messenger):
-    """Marks the values of named sites, so that what is computed from them can be told."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__()
-        self.names = frozenset(names)
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 
 class Leaves(Messenger):

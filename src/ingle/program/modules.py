@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
-__all__ = ["buffers_kept", "find_modules", "lent"]
+__all__ = ["buffers_kept", "find_modules", "modules_kept"]
 
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "pyro", "scipy", "sklearn", "torch")
 
@@ -79,15 +79,40 @@ def buffers_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def lent(modules: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Modules in another dtype and on another device inside; afterwards they hold what they held, to the last bit."""
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    kept = [(tensor, tensor.data) for tensor in tensors]
-    try:
-        for tensor in tensors:
-            kind = dtype if tensor.is_floating_point() else tensor.dtype
-            tensor.data = tensor.data.to(dtype=kind, device=device, copy=True)
+def modules_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Modules are afterwards what they were: dtype, device, buffers, and attributes that a run set or filled.
+
+    Values of parameters are not copied, since nothing inside trains them.
+    """
+    parts = list({id(part): part for module in modules for part in module.modules()}.values())
+    with ExitStack() as stack:
+        for part in parts:
+            stack.callback(_put_back(part))
         yield
-    finally:
-        for tensor, before in reversed(kept):  # a tensor of two modules was moved twice, so its first comes last
-            tensor.data = before
+
+
+def _put_back(part: torch.nn.Module) -> Callable[[], None]:
+    """A function that makes one module, its children apart, what it is now."""
+    attributes = dict(vars(part))
+    filled = [(held, held.copy()) for held in attributes.values() if isinstance(held, (dict, list, set))]
+    tensors = [
+        (parameter, parameter.data, parameter.requires_grad)
+        for parameter in part.parameters(recurse=False)
+        if parameter is not None
+    ]
+    buffers = [(buffer, buffer.clone()) for buffer in part.buffers(recurse=False)]
+
+    def put_back() -> None:
+        for held, before in filled:
+            held.clear()
+            held.extend(before) if isinstance(held, list) else held.update(before)
+        vars(part).clear()
+        vars(part).update(attributes)
+        with torch.no_grad():
+            for parameter, data, requires_grad in tensors:
+                parameter.data = data
+                parameter.requires_grad_(requires_grad)
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+    return put_back

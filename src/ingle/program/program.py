@@ -12,23 +12,20 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.ops.provenance import get_provenance
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 from torch.distributions import transform_to
 
 from ingle.data import Data
-from ingle.errors import OptionError, ProgramError
 from ingle.program.explain import check_call, explained
-from ingle.program.guides import GuideRecipe, resolve_guide
-from ingle.program.handlers import Leaves, ProbeRows, Provenance, Rows
-from ingle.program.match import check_modules, check_rows, match_sites
+from ingle.program.guides import GuideRecipe
+from ingle.program.handlers import Leaves, Rows
 from ingle.program.modules import find_modules
 from ingle.program.sites import Site, read_sites
-from ingle.program.typical import drawn_value, typical_value
-from ingle.runtime import Runtime, validation
+from ingle.program.typical import drawn_value
+from ingle.runtime import validation
 
-__all__ = ["Program", "build_program", "set_guide"]
+__all__ = ["Program", "set_guide"]
 
 
 @dataclass
@@ -174,82 +171,6 @@ class Program:
         }
 
 
-def build_program(
-    model: Callable[..., Any],
-    guide: object,
-    data: Data,
-    *,
-    batch_size: Mapping[str, int],
-    runtime: Runtime,
-) -> Program:
-    """Run the model once, resolve the guide, run it once, and hold the two against each other.
-
-    Runs inside a scope of `runtime`. Parameters that an automatic guide makes here are forgotten; `set_guide`
-    makes the guide that is trained.
-
-    Raises:
-        DataError: the data do not fit the call of the model or the guide.
-        OptionError: the guide or the batch size cannot be used with this model.
-        ProgramError: model or guide raised, or they do not belong together.
-    """
-    if not callable(model) or isinstance(model, type):
-        raise OptionError(f"model must be a callable with Pyro statements, got {model!r}")
-    check_modules(model, guide)
-    data = check_call("model", model, data)
-    for module in find_modules(model, guide):
-        module.to(dtype=runtime.dtype, device=runtime.device)
-
-    model_leaves, guide_leaves = (Leaves(runtime.dtype, runtime.device) for _ in range(2))
-    probe = ProbeRows(batch_size)
-    typical, told = InitMessenger(typical_value), explained("model", data, batched=tuple(batch_size))
-    with validation(True), torch.no_grad(), probe, typical, told:
-        trace: Any = poutine.trace(model_leaves(model)).get_trace(*data.args, **data.kwargs)
-        trace.compute_log_prob()
-    sites = read_sites(trace)
-    for name in batch_size:
-        if name not in probe.sizes:
-            there = ", ".join(probe.sizes) or "none of a stated size"
-            raise OptionError(f"batch_size names plate {name!r}, which the model does not have; its plates: {there}")
-    check_rows(sites, batch_size)
-    rows = Rows()
-    rows.rows = {name: torch.arange(size) for name, size in batch_size.items()}
-    program = Program(
-        model=model,
-        guide=lambda *args, **kwargs: None,
-        recipe=resolve_guide(guide, model, sites, tuple(batch_size)),
-        data=data,
-        rows=Rows(),
-        probe=rows,
-        batch_sizes={name: (probe.sizes[name], size) for name, size in batch_size.items()},
-        model_sites=sites,
-        guide_sites=(),
-        enumerated=(),
-        model_leaves=model_leaves,
-        guide_leaves=guide_leaves,
-    )
-    with runtime.trial():
-        set_guide(program)
-    guide_leaves.keep(())
-    if not program.latents and not model_leaves.by_name:
-        raise ProgramError(
-            "the model has no latent sample site and no parameter, so there is nothing to fit: "
-            + (", ".join(f"{site.name!r} is {site.kind}" for site in sites) or "it has no sample statement at all")
-        )
-    program.enumerated = match_sites(program.model_sites, program.guide_sites)
-    if program.enumerated:
-        if program.recipe.finish is not None:
-            raise OptionError(
-                f"guide {program.recipe.description} takes the curvature of the log joint, which does not sum out "
-                f"{', '.join(program.enumerated)}; use 'normal' or 'multivariate_normal'"
-            )
-        names = frozenset(program.enumerated)
-        program.model = poutine.infer_config(
-            model, config_fn=lambda site: {"enumerate": "parallel"} if site["name"] in names else {}
-        )
-        program.hidden = _downstream_of_enumerated(program)
-    return program
-
-
 def set_guide(program: Program, start: Mapping[str, Tensor] | None = None, *, check: bool = True) -> None:
     """Make the guide from its recipe, from `start` where the recipe takes one, and run it once."""
     program.guide = program.recipe.make(start)
@@ -259,17 +180,6 @@ def set_guide(program: Program, start: Mapping[str, Tensor] | None = None, *, ch
         trace: Any = program.trace_guide()
         trace.compute_log_prob()
     program.guide_sites = read_sites(trace)
-
-
-def _downstream_of_enumerated(program: Program) -> frozenset[str]:
-    data, typical = program.data, InitMessenger(typical_value)
-    with torch.no_grad(), program.probe, typical, Provenance(program.enumerated), program.explained("model"):
-        trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
-    return frozenset(
-        site.name
-        for site in program.model_sites
-        if site.kind == "deterministic" and get_provenance(trace.nodes[site.name]["value"])
-    )
 
 
 def _without(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pyro.poutine.util import site_is_subsample
 
-__all__ = ["Plate", "Site", "read_sites"]
+from ingle.program.distributions import family
 
-_WRAPPERS = ("Independent", "MaskedDistribution", "ExpandedDistribution")
+__all__ = ["Plate", "Site", "read_sites"]
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,13 @@ def _read(node: Any) -> Site:
     elif infer.get("is_auxiliary"):
         kind = "auxiliary"
     enumerable = discrete and bool(getattr(fn, "has_enumerate_support", False))
-    inner = fn
-    while type(inner).__name__ in _WRAPPERS:
-        inner = inner.base_dist
     return Site(
         name=node["name"],
         kind=kind,
-        distribution=type(inner).__name__,
+        distribution=family(fn),
         batch_shape=tuple(fn.batch_shape),
         event_shape=tuple(fn.event_shape),
-        value_shape=tuple(node["value"].shape),
+        value_shape=tuple(getattr(node["value"], "shape", ())),
         plates=tuple(
             Plate(frame.name, int(frame.size), int(frame.full_size or frame.size), frame.dim)
             for frame in node["cond_indep_stack"]

@@ -9,12 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from ingle.data import Data
 from ingle.errors import IngleWarning, OptionError, warn
-from ingle.program import Given, Program, Provenance, Site, buffers_kept
+from ingle.program import Given, Program, Site, buffers_kept, reached
 from ingle.results.draws import (
     chunked,
     deterministic_sites,
@@ -291,11 +290,11 @@ def local_latents(program: Program) -> dict[str, tuple[str, ...]]:
     values, _ = guided(program, 1)
     found = {}
     with torch.no_grad(), buffers_kept(program.modules()), program.explained("model"):
-        with Provenance(latents), Given({name: value[0] for name, value in values.items()}):
+        with reached(latents) as origin, Given({name: value[0] for name, value in values.items()}):
             trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
         for name, plates in observed.items():
             node = trace.nodes[name]
-            behind = get_provenance(node["fn"].log_prob(node["value"]))
+            behind = origin(node["fn"])
             mine = tuple(latent for latent, others in latents.items() if latent in behind and plates <= others)
             if mine:
                 found[name] = mine

@@ -13,7 +13,7 @@ from torch import Tensor
 from ingle.data import read
 from ingle.errors import OptionError
 from ingle.options import positive_integer
-from ingle.program import Unobserve, check_call, explained, find_modules, lent, read_sites, typical_value
+from ingle.program import Unobserve, check_call, explained, find_modules, modules_kept, read_sites, typical_value
 from ingle.results.draws import chunk_of, drawn_anew, refuse_too_large
 from ingle.results.vectorise import repeat
 from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
@@ -70,7 +70,9 @@ def prior_predictive(
     )
     arguments = check_call("model", model, arguments)
     modules = find_modules(model)
-    with runtime.scope(), lent(modules, runtime.dtype, runtime.device), torch.no_grad():
+    with runtime.scope(), modules_kept(modules), torch.no_grad():
+        for module in modules:
+            module.to(dtype=runtime.dtype, device=runtime.device)
         arguments = arguments.to(runtime.dtype, runtime.device)
         args, kwargs = arguments.args, arguments.kwargs
         with explained("model", arguments):

@@ -1,0 +1,68 @@
+"""What a distribution says of itself: what it wraps, its family, and its support in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["family", "innermost", "layers", "plain_constraint", "range_of"]
+
+_WRAPPERS = ("Independent", "MaskedDistribution", "ExpandedDistribution")
+
+_WORDS = {
+    "_Boolean": "0 or 1",
+    "_GreaterThan": "greater than {lower}",
+    "_GreaterThanEq": "{lower} or greater",
+    "_HalfOpenInterval": "from {lower} to below {upper}",
+    "_IntegerGreaterThan": "an integer of {lower} or more",
+    "_IntegerInterval": "an integer from {lower} to {upper}",
+    "_Interval": "between {lower} and {upper}",
+    "_LessThan": "less than {upper}",
+    "_Multinomial": "counts that sum to {upper}",
+    "_OneHot": "one 1 among zeros",
+    "_Real": "any real number",
+    "_Simplex": "positive with sum 1",
+}
+
+
+def layers(fn: Any) -> Iterator[Any]:
+    """A distribution and those that it wraps or transforms, outermost first."""
+    while fn is not None:
+        yield fn
+        fn = vars(fn).get("base_dist")
+
+
+def innermost(fn: Any) -> Any:
+    """A distribution without what only repeats, masks or reinterprets it."""
+    return next(layer for layer in layers(fn) if type(layer).__name__ not in _WRAPPERS)
+
+
+def family(fn: Any) -> str:
+    """The name that a user wrote: `Normal` for an expanded one."""
+    return type(innermost(fn)).__name__
+
+
+def plain_constraint(constraint: Any) -> Any:
+    """A constraint on single elements where it is one on many independent ones."""
+    while hasattr(constraint, "base_constraint") and hasattr(constraint, "reinterpreted_batch_ndims"):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def range_of(constraint: Any) -> str:
+    """A constraint in words."""
+    constraint = plain_constraint(constraint)
+    words = _WORDS.get(type(constraint).__name__)
+    if words is None:
+        return str(constraint).removesuffix("()")
+    return words.format(lower=_bound(constraint, "lower_bound"), upper=_bound(constraint, "upper_bound"))
+
+
+def _bound(constraint: Any, side: str) -> str:
+    value = getattr(constraint, side, None)
+    if isinstance(value, Tensor):
+        low, high = float(value.min()), float(value.max())
+        return f"{low:g}" if low == high else f"{low:g} … {high:g}"
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)

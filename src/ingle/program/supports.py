@@ -1,0 +1,171 @@
+"""Whether a guide draws only values that the model's distribution can have.
+
+The supports need not be the same: the guide's has to lie inside the model's. That is tried at points of the guide's
+support, all of a finite one, else points far out and in between that are mapped onto it from unconstrained space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import TransformedDistribution, biject_to
+
+from ingle.program.distributions import family, innermost, plain_constraint, range_of
+from ingle.program.finding import Finding
+
+__all__ = ["bounds_may_move", "support_finding"]
+
+_FAR = (0.0, -0.5, 0.5, -3.0, 3.0, -40.0, 40.0)
+_FARTHER = (-1e4, -1e3, 1e3, 1e4)  # for the reals, where nothing is exponentiated on the way
+_INTEGERS = (0, 1, 2, 3, 10, 1_000, 1_000_000)
+_MOST = 4_096  # values of a finite support that are tried
+
+# Constraints that say with two bounds what they hold; others of one class hold the same.
+_BOUNDED = (
+    "_GreaterThan",
+    "_GreaterThanEq",
+    "_HalfOpenInterval",
+    "_IntegerGreaterThan",
+    "_IntegerInterval",
+    "_IntegerLessThan",
+    "_Interval",
+    "_LessThan",
+)
+
+
+def support_finding(ours: Any, theirs: Any) -> Finding | None:
+    """What the guide draws at a site that the model's distribution cannot have; None where nothing was found.
+
+    Args:
+        ours, theirs: the nodes of one latent in a run of the guide and in one of the model, of the same shape.
+    """
+    guide = innermost(ours["fn"])
+    try:
+        wanted = plain_constraint(theirs["fn"].support)
+        given = None if _is_point(guide) else plain_constraint(guide.support)
+    except (AttributeError, NotImplementedError):  # a distribution need not say what its support is
+        return None
+    if given is None:
+        outside = _first_outside(wanted, iter([ours["value"]]))
+    elif given.is_discrete != wanted.is_discrete:
+        # A relaxed distribution may draw from a discrete support after all, straight through.
+        crossed = given.is_discrete or _first_outside(wanted, iter([ours["value"]])) is not None
+        return _finding(ours, theirs, given, wanted, _kinds(wanted)) if crossed else None
+    elif _inside(given, wanted):
+        return None
+    else:
+        shape = ours["value"].shape if wanted.event_dim > given.event_dim else torch.Size()
+        outside = _first_outside(wanted, _points(guide, given, shape))
+    if outside is None:
+        return None
+    what = f"can be {outside:.4g} in the guide, which the model's distribution cannot have"
+    return _finding(ours, theirs, given, wanted, what)
+
+
+def bounds_may_move(fn: Any) -> bool:
+    """Whether the support of a distribution has bounds that could be computed from other sites."""
+    try:
+        constraint = plain_constraint(fn.support)
+    except (AttributeError, NotImplementedError):
+        return False
+    return any(not isinstance(value, (int, float)) for value in vars(constraint).values())
+
+
+def _is_point(fn: Any) -> bool:
+    return type(fn).__name__ == "Delta"
+
+
+def _inside(given: Any, wanted: Any) -> bool:
+    """Whether the classes of the constraints, and their bounds, say already that the one lies in the other."""
+    if type(wanted).__name__ == "_Real":
+        return True
+    if type(given) is not type(wanted):
+        return False
+    if type(given).__name__ not in _BOUNDED:
+        return True
+    lower, upper = (
+        tuple(torch.as_tensor(getattr(constraint, side, 0.0)) for constraint in (given, wanted))
+        for side in ("lower_bound", "upper_bound")
+    )
+    try:
+        return bool((lower[0] >= lower[1]).all() and (upper[0] <= upper[1]).all())
+    except RuntimeError:  # bounds of other shapes
+        return False
+
+
+def _points(guide: Any, given: Any, shape: torch.Size) -> Iterator[Tensor]:
+    """Values that the guide can draw, in float64, repeated to a shape."""
+    if given.is_discrete:
+        if getattr(guide, "has_enumerate_support", False):
+            yield guide.enumerate_support(expand=False)[:_MOST]
+        elif type(given).__name__ == "_IntegerGreaterThan":
+            for step in _INTEGERS:
+                yield torch.as_tensor(given.lower_bound).double() + step
+    elif isinstance(guide, TransformedDistribution):
+        # Through the transforms, since their codomain may be wider than what they reach.
+        start: Any = guide.base_dist
+        base = plain_constraint(innermost(start).support)
+        for point in _FAR:
+            value = biject_to(base)(torch.full(start.shape(), point))
+            for transform in guide.transforms:
+                value = transform(value)
+            yield value
+    else:
+        to_support = biject_to(given)
+        real = type(given).__name__ == "_Real"
+        for point in _FAR + (_FARTHER if real else ()):
+            unconstrained = torch.full(shape or (2,) * to_support.domain.event_dim, point, dtype=torch.float64)
+            yield to_support(unconstrained)
+
+
+def _first_outside(wanted: Any, points: Iterator[Tensor]) -> float | None:
+    """The first element that is finite and outside; None where there is none, or where it cannot be tried."""
+    try:
+        for point in points:
+            bad = ~wanted.check(point)
+            events = point.dim() - bad.dim()
+            if events < 0:  # bounds that differ by row
+                point, events = point.expand(bad.shape), 0
+            elements = point.flatten(bad.dim(), -1) if events else point.unsqueeze(-1)
+            bad = bad & elements.isfinite().all(-1)
+            if bool(bad.any()):
+                return float(elements[bad].flatten()[0])
+    except (RuntimeError, IndexError, ValueError, NotImplementedError):
+        return None
+    return None
+
+
+def _kinds(wanted: Any) -> str:
+    kinds = ("discrete", "continuous") if wanted.is_discrete else ("continuous", "discrete")
+    return f"is {kinds[0]} in the model and {kinds[1]} in the guide"
+
+
+def _finding(ours: Any, theirs: Any, given: Any, wanted: Any, what: str) -> Finding:
+    name, shape = ours["name"], tuple(ours["value"].shape)
+    guide = family(ours["fn"]) + ("" if given is None else f", {range_of(given)}")
+    message = f"site {name!r} {what} (model: {family(theirs['fn'])}, {range_of(wanted)}; guide: {guide}; shape {shape})"
+    fix = _fix(wanted)
+    if getattr(theirs["fn"], "has_enumerate_support", False):
+        fix += ", or leave it out to have it summed out"
+    return Finding("support", "error", name, message, fix)
+
+
+def _fix(wanted: Any) -> str:
+    kind = type(wanted).__name__
+    if wanted.is_discrete:
+        return "sample it from a discrete distribution on the model's values"
+    if kind in ("_GreaterThan", "_GreaterThanEq"):
+        return (
+            "sample it from dist.LogNormal or dist.Gamma, or give a Delta's parameter constraint=constraints.positive"
+        )
+    if kind == "_Interval":
+        return (
+            "sample it from dist.Beta, or from dist.TransformedDistribution(dist.Normal(…), "
+            "[transforms.SigmoidTransform()]), moved to the model's range"
+        )
+    if kind == "_Simplex":
+        return "sample it from dist.Dirichlet, or give a Delta's parameter constraint=constraints.simplex"
+    return "sample it from a distribution on the model's support, such as the model's own family"
