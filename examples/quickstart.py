@@ -143,7 +143,7 @@ def draw_predictive(posterior: Any, path: Path) -> None:
         edges = np.histogram_bin_edges(observed, bins=40)
         for values in drawn[:: max(1, len(drawn) // 50)]:
             axes.stairs(np.histogram(values, edges)[0], edges, color="tab:blue", alpha=0.15)
-        axes.stairs([], [0.0], color="tab:blue", label="50 data sets drawn from the fit")
+        axes.plot([], [], color="tab:blue", label="50 data sets drawn from the fit")
         axes.stairs(np.histogram(observed, edges)[0], edges, color="black", linewidth=1.5, label="observed")
         axes.set(xlabel=name, ylabel=f"{observed.dims[0]}s in a bin")
     else:
