@@ -71,8 +71,9 @@ def _observed(node: Any) -> Finding | None:
     """An observed value that its distribution cannot have, that is not finite, or that is repeated over an event."""
     fn, value, name = node["fn"], node["value"], node["name"]
     event = len(fn.event_shape)
+    given = ((1,) * event + tuple(value.shape))[value.dim() :]  # its own event shape, an axis that it lacks as 1
     told_shape = f"value {tuple(value.shape)}, batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}"
-    if event and value.numel() > 1 and tuple(value.shape[-event:]) != tuple(fn.event_shape):
+    if value.numel() > 1 and any(ours == 1 < theirs for ours, theirs in zip(given, fn.event_shape, strict=False)):
         wanted = ", ".join(map(str, fn.event_shape))
         return Finding(
             "broadcast",
@@ -110,20 +111,18 @@ def _behind_mask(node: Any, bad: Tensor) -> str | None:
 
     A mask does not help: the gradient behind it is 0 times NaN, which is NaN, and Pyro's checks see the value.
     """
-    keep = torch.ones((), dtype=torch.bool, device=bad.device)
     masks = [(node["mask"], len(node["fn"].event_shape))]
     masks += [(getattr(fn, "_mask", None), len(fn.event_shape)) for fn in layers(node["fn"])]
     reduced = len(node["fn"].shape()) - bad.dim()  # event dimensions that the check of the support took away
     for mask, event in masks:
         if mask is None or mask is True:
             continue
-        mask = torch.as_tensor(mask, device=bad.device)
-        mask = mask.reshape(mask.shape + (1,) * max(event - reduced, 0))
-        keep = keep & mask
-    try:
-        if bool((bad & keep).any()):
+        mask = torch.as_tensor(mask, device=bad.device).bool()
+        try:
+            bad = bad & mask.reshape(mask.shape + (1,) * max(event - reduced, 0))
+        except RuntimeError:  # a mask of another shape, which is told where it is used
             return None
-    except RuntimeError:  # a mask of another shape, which is told where it is used
+    if bool(bad.any()):
         return None
     return (
         "a mask does not hide such values from the gradient and from Pyro's checks: put any number of the support in "
