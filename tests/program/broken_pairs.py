@@ -229,6 +229,11 @@ def columns(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Normal(b * x, 1.0).to_event(1), obs=y)
 
 
+def no_columns(x: Tensor, y: Tensor) -> None:
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(b * x, 1.0).to_event(2), obs=y[None, :, None])
+
+
 def no_plate_at_all(y: Tensor) -> None:
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
@@ -384,7 +389,7 @@ def masked(how: str) -> Any:
                 with poutine.mask(mask=keep):
                     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
             else:
-                pyro.sample("y", dist.Exponential(mu).mask(keep), obs=y.abs() if how == "abs" else y)
+                pyro.sample("y", dist.Exponential(mu).mask(keep.float() if how == "floats" else keep), obs=y)
 
     return made
 
@@ -459,6 +464,9 @@ BROKEN: dict[str, Broken] = {
     ),
     "one column for three": Broken(
         columns, of_b, (X, Y[:, None]), "broadcast", "y", r"value \(6, 1\).*event \(3,\)", r"ends in \(3\)",
+    ),
+    "no column for three": Broken(
+        no_columns, of_b, (X, Y), "broadcast", "y", r"value \(1, 6, 1\).*event \(6, 3\)", r"ends in \(6, 3\)",
     ),
     "one number for all rows": Broken(
         observes(lambda y: y[0]), of_mu, Y, "broadcast", "y", r"shape \(\), one for all 6 rows of plate 'data'",
@@ -585,6 +593,12 @@ BROKEN: dict[str, Broken] = {
     ),
     "placeholder behind a mask": Broken(
         masked("inside"), of_positive_mu, put(-99, 2, into=_positive), "outside support", "y", "first -99", "where",
+    ),
+    "placeholder behind a mask of floats": Broken(
+        masked("floats"), of_positive_mu, put(-99, 2, into=_positive), "outside support", "y", "first -99", "where",
+    ),
+    "placeholder beside a mask": Broken(
+        masked("inside"), of_positive_mu, put(-99, 3, into=_positive), "outside support", "y", r"\[3\]", "check",
     ),
     "labels from 1": Broken(
         observes(lambda y: y, lambda mu: dist.Categorical(torch.stack([mu, mu]).exp())), of_mu,

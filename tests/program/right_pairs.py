@@ -607,6 +607,14 @@ def random_walk(y: Tensor) -> None:
     pyro.sample("y", dist.Normal(step.cumsum(-1), 1.0).to_event(1), obs=y)
 
 
+def kalman(y: Tensor) -> None:
+    """A linear Gaussian chain of any length, the length not in its event shape."""
+    noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
+    one, start = torch.eye(1), dist.MultivariateNormal(torch.zeros(1), torch.eye(1))
+    seen = dist.MultivariateNormal(torch.zeros(1), noise * torch.eye(1))
+    pyro.sample("y", dist.GaussianHMM(start, one, start, one, seen), obs=y[:, None])
+
+
 def impossible_states(y: Tensor) -> None:
     """Summed out, one of two states is ruled out by each datum."""
     p = pyro.sample("p", dist.Beta(1.0, 1.0))
@@ -702,6 +710,7 @@ RIGHT: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
     "attend": (attend, attend_guide, Y, {}),
     "random walk": (random_walk, "low_rank", Y, {}),
     "conditioned": (pyro.condition(two, {"nu": torch.tensor(0.5)}), "normal", Y, {}),
+    "kalman": (kalman, "normal", Y, {}),
     "impossible states": (impossible_states, "normal", BITS, {}),
     "sparse gaussian process": (_process.model, _process.guide, (), {}),
     "shipped: eight schools": (

@@ -22,12 +22,14 @@ from ingle.program.guides import GuideRecipe, resolve_guide
 from ingle.program.handlers import Leaves, ProbeRows, Rows
 from ingle.program.match import batch_size_findings, match_sites, module_findings
 from ingle.program.modules import find_modules
+from ingle.program.nodes import sample_nodes
 from ingle.program.program import Program
 from ingle.program.provenance import reached
+from ingle.program.refused import argument_finding, elsewhere_finding
 from ingle.program.sites import Site, read_sites
 from ingle.program.supports import bounds_may_move, support_finding
 from ingle.program.typical import typical_value
-from ingle.program.values import argument_finding, elsewhere_finding, sample_nodes, value_findings
+from ingle.program.values import value_findings
 from ingle.runtime import Runtime, validation
 
 __all__ = ["Examination", "build_program", "examine"]

@@ -78,7 +78,8 @@ def likely_fix(message: str, *, missing: Collection[str], batched: Collection[st
     if missing:
         return (
             "not finite",
-            f"{', '.join(missing)} holds NaN, a missing value: leave it out, or observe the rest with obs_mask",
+            f"{', '.join(missing)} holds NaN, a missing value: leave its rows out, or fill them in; an observed value "
+            "that is missing can stay behind obs_mask, with any number in its place",
         )
     kind, fix = next((found for sign, found in _FIXES.items() if sign in message.lower()), ("raised", ""))
     if batched and fix in (_LENGTHS, _PLATE):

@@ -11,9 +11,9 @@ from pyro.distributions.util import scale_and_mask
 
 from ingle.errors import IngleError
 from ingle.program.finding import Finding, Severity
+from ingle.program.nodes import bad_share, inputs, sample_nodes, site_log_prob
 from ingle.program.program import Program, set_guide
 from ingle.program.sites import Site
-from ingle.program.values import bad_share, inputs, sample_nodes, site_log_prob
 from ingle.runtime import Runtime
 
 __all__ = ["rehearse"]
@@ -28,13 +28,15 @@ def rehearse(program: Program, runtime: Runtime) -> tuple[Finding, ...]:
         try:
             with program.explained("model or guide"):
                 set_guide(program, check=False)
-                runs = [_run(program) for _ in range(_RUNS)]
+                first = _run(program)
+                with torch.no_grad():
+                    runs = [first, *(_run(program) for _ in range(_RUNS - 1))]
                 findings += _not_finite(program, runs)
+                findings += _training(program, first)
         except IngleError as error:
             return (*findings, *error.findings)
-        for role, sites, place in (("guide", program.guide_sites, 0), ("model", program.model_sites, 1)):
-            findings += _control_flow(role, sites, [run[place] for run in runs])
-        findings += _training(program, runs[0])
+    for role, sites, place in (("guide", program.guide_sites, 0), ("model", program.model_sites, 1)):
+        findings += _control_flow(role, sites, [run[place] for run in runs])
     return tuple(findings)
 
 

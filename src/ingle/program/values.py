@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
-from torch.distributions import constraints
 
 from ingle.data import Data
-from ingle.program.distributions import family, layers, plain_constraint, range_of
+from ingle.program.distributions import family, layers, range_of
 from ingle.program.explain import told
 from ingle.program.finding import Finding, Kind
 from ingle.program.fixes import UNDECLARED
-from ingle.runtime import validation
+from ingle.program.nodes import inputs, outside, sample_nodes, share_of, site_log_prob
 
-__all__ = [
-    "argument_finding",
-    "bad_share",
-    "elsewhere_finding",
-    "inputs",
-    "sample_nodes",
-    "site_log_prob",
-    "value_findings",
-]
+__all__ = ["value_findings"]
 
 _LARGE = 10**7  # elements
-
-
-def sample_nodes(trace: Any) -> Iterator[Any]:
-    """The sample statements of a trace, without the plates' own."""
-    return (node for node in trace.nodes.values() if node["type"] == "sample" and not site_is_subsample(node))
 
 
 def value_findings(
@@ -75,56 +58,6 @@ def value_findings(
     return tuple(findings)
 
 
-def site_log_prob(node: Any, *, check: bool = False) -> Tensor:
-    """The log_prob of a node as it is, before mask and scale, checked by the distribution or not."""
-    with _validating(node["fn"], check):
-        return node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])  # type: ignore[no-any-return]
-
-
-def argument_finding(raised: Finding, trace: Any) -> Finding:
-    """A refusal of an argument of a distribution, with its site found in a run that refused nothing."""
-    for node in sample_nodes(trace):
-        for fn in layers(node["fn"]):
-            for name, constraint in getattr(fn, "arg_constraints", {}).items():
-                argument = vars(fn).get(name)
-                if not isinstance(argument, Tensor) or constraints.is_dependent(constraint):
-                    continue
-                bad = _outside(constraint, argument)
-                if bad is None or not bool(bad.any()):
-                    continue
-                values = argument if bad.shape == argument.shape else argument.flatten(bad.dim(), -1)
-                message = (
-                    f"{raised.message}\n  at site {node['name']!r}: {name} of its {type(fn).__name__} should be "
-                    f"{range_of(constraint)}, and is not {_share(bad, values)}"
-                )
-                kind: Kind = "argument" if bool(argument.isfinite().all()) else "not finite"
-                fix = raised.fix
-                if kind == "not finite" and raised.kind != "not finite":
-                    fix = "find what overflows or divides by zero before it, or start from smaller numbers"
-                return replace(raised, kind=kind, site=node["name"], message=message, fix=fix)
-    return raised
-
-
-def elsewhere_finding(raised: Finding, trace: Any, device: torch.device) -> Finding:
-    """A refusal of a tensor on another device, with the site found that the tensor reaches."""
-    for node in sample_nodes(trace):
-        for name, value in inputs(node):
-            if value.device.type != device.type:
-                message = (
-                    f"{raised.message}\n  at site {node['name']!r}: {name} is on {value.device}, the fit on {device}"
-                )
-                return replace(raised, site=node["name"], message=message)
-    return raised
-
-
-def bad_share(value: Tensor) -> str | None:
-    """How much of a tensor is NaN or infinite, in words; None where all of it is finite."""
-    if not (value.is_floating_point() or value.is_complex()):
-        return None
-    bad = ~value.isfinite()
-    return f"{_word(value)} {_share(bad, value)}" if bool(bad.any()) else None
-
-
 def _is_data(node: Any) -> bool:
     return bool(
         node["is_observed"]
@@ -138,8 +71,9 @@ def _observed(node: Any) -> Finding | None:
     """An observed value that its distribution cannot have, that is not finite, or that is repeated over an event."""
     fn, value, name = node["fn"], node["value"], node["name"]
     event = len(fn.event_shape)
+    given = ((1,) * event + tuple(value.shape))[value.dim() :]  # its own event shape, an axis that it lacks as 1
     told_shape = f"value {tuple(value.shape)}, batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}"
-    if event and value.numel() > 1 and tuple(value.shape[-event:]) != tuple(fn.event_shape):
+    if value.numel() > 1 and any(ours == 1 < theirs for ours, theirs in zip(given, fn.event_shape, strict=False)):
         wanted = ", ".join(map(str, fn.event_shape))
         return Finding(
             "broadcast",
@@ -153,20 +87,20 @@ def _observed(node: Any) -> Finding | None:
         kind: Kind = "not finite"
         bad = ~value.isfinite()
         word = "NaN, a missing value," if bool(value.isnan().any()) else "infinity"
-        message = f"the value observed at site {name!r} holds {word} {_share(bad, value)} ({told_shape})"
-        fix = "leave it out, or observe the rest with obs_mask"
+        message = f"the value observed at site {name!r} holds {word} {share_of(bad, value)} ({told_shape})"
+        fix = "leave it out, or observe the rest with obs_mask and any number in its place, torch.nan_to_num(y)"
     else:
         try:
-            outside = _outside(fn.support, value)
+            beyond = outside(fn.support, value)
         except (AttributeError, NotImplementedError):  # a distribution need not say what its support is
             return None
-        if outside is None or not bool(outside.any()):
+        if beyond is None or not bool(beyond.any()):
             return None
-        kind, bad = "outside support", outside
+        kind, bad = "outside support", beyond
         values = value if bad.shape == value.shape else value.flatten(bad.dim(), -1)
         message = (
             f"the value observed at site {name!r} lies outside the support of its {family(fn)}, which is "
-            f"{range_of(fn.support)}, {_share(bad, values)} ({told_shape})"
+            f"{range_of(fn.support)}, {share_of(bad, values)} ({told_shape})"
         )
         fix = "check the data, or take another family"
     return Finding(kind, "error", name, message, _behind_mask(node, bad) or fix, cause=_refusal(node))
@@ -177,20 +111,18 @@ def _behind_mask(node: Any, bad: Tensor) -> str | None:
 
     A mask does not help: the gradient behind it is 0 times NaN, which is NaN, and Pyro's checks see the value.
     """
-    keep = torch.ones((), dtype=torch.bool, device=bad.device)
     masks = [(node["mask"], len(node["fn"].event_shape))]
     masks += [(getattr(fn, "_mask", None), len(fn.event_shape)) for fn in layers(node["fn"])]
     reduced = len(node["fn"].shape()) - bad.dim()  # event dimensions that the check of the support took away
     for mask, event in masks:
         if mask is None or mask is True:
             continue
-        mask = torch.as_tensor(mask, device=bad.device)
-        mask = mask.reshape(mask.shape + (1,) * max(event - reduced, 0))
-        keep = keep & mask
-    try:
-        if bool((bad & keep).any()):
+        mask = torch.as_tensor(mask, device=bad.device).bool()
+        try:
+            bad = bad & mask.reshape(mask.shape + (1,) * max(event - reduced, 0))
+        except RuntimeError:  # a mask of another shape, which is told where it is used
             return None
-    except RuntimeError:  # a mask of another shape, which is told where it is used
+    if bool(bad.any()):
         return None
     return (
         "a mask does not hide such values from the gradient and from Pyro's checks: put any number of the support in "
@@ -279,65 +211,3 @@ def _promoted(role: str, found: list[Any], dtype: torch.dtype) -> Finding:
         f"pass the tensor that the {role} closes over as data, or call .to(torch.get_default_dtype()) on it; or fit "
         f"with dtype=torch.{theirs}",
     )
-
-
-def inputs(node: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a log_prob is made from, each with words for it."""
-    if isinstance(node["value"], Tensor):
-        yield "its value", node["value"]
-    for fn in layers(node["fn"]):
-        for name in getattr(fn, "arg_constraints", ()):
-            argument = vars(fn).get(name)
-            if isinstance(argument, Tensor):
-                yield f"{name} of its {type(fn).__name__}", argument
-
-
-def _outside(constraint: Any, value: Tensor) -> Tensor | None:
-    """Where a value is outside, element by element where the constraint is; None where that cannot be told."""
-    try:
-        bad: Tensor = ~plain_constraint(constraint).check(value)
-    except Exception:  # shapes that do not go together, which the log_prob tells better
-        return None
-    return bad if tuple(bad.shape) == tuple(value.shape[: bad.dim()]) else None
-
-
-def _share(bad: Tensor, value: Tensor) -> str:
-    """How many of how many, the first place and what is there."""
-    if bad.dim() == 0:
-        return f"({_number(value)})"
-    first = tuple(int(place) for place in bad.nonzero()[0])
-    return f"in {int(bad.sum()):,} of {bad.numel():,} places, first {_number(value[first])} at {list(first)}"
-
-
-def _number(value: Tensor) -> str:
-    if value.numel() == 1:
-        return f"{value.item():.6g}" if value.is_floating_point() else str(value.item())
-    shown = ", ".join(f"{number:.4g}" for number in value.flatten()[:4].double().tolist())
-    return f"[{shown}{', …' if value.numel() > 4 else ''}]"
-
-
-def _word(value: Tensor) -> str:
-    return "NaN" if bool(value.isnan().any()) else "infinity"
-
-
-@contextmanager
-def _validating(fn: Any, on: bool) -> Iterator[None]:
-    """The checks of one distribution on or off; an expanded one keeps those that it was made with."""
-    parts = [
-        layer
-        for layer in layers(fn)
-        if isinstance(layer, torch.distributions.Distribution)
-        and not isinstance(getattr(type(layer), "_validate_args", None), property)  # Independent asks its base
-    ]
-    before = [vars(part).get("_validate_args") for part in parts]
-    with validation(on):
-        for layer in parts:
-            layer._validate_args = on
-        try:
-            yield
-        finally:
-            for layer, kept in zip(parts, before, strict=True):
-                if kept is None:
-                    del layer._validate_args
-                else:
-                    layer._validate_args = kept
