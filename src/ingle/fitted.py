@@ -18,9 +18,9 @@ from torch import Tensor
 from ingle import results, saved
 from ingle.data import read
 from ingle.errors import IngleError, OptionError
-from ingle.options import positive_integer
+from ingle.options import boolean, positive_integer
 from ingle.program import Program, check_call
-from ingle.results import Group
+from ingle.results import GroupName
 from ingle.runtime import Runtime, resolve_seed
 from ingle.training import Stopped, Training
 from ingle.version import __version__
@@ -156,13 +156,15 @@ class Fit:
 
         Returns:
             For each site a tensor of shape (n, *site shape), in the dtype and on the device of the fit, with all
-            rows of every plate. All draws go through the program together, so Python of its own (a counter, a
-            print) runs once for many draws.
+            rows of every plate. Modules run in evaluation mode: no dropout, running statistics as they are. All
+            draws go through the program together, so Python of its own (a counter, a print, a generator of numpy's)
+            runs once for many draws.
 
         Raises:
             OptionError: n below 1, or more draws than memory can hold.
         """
         positive_integer("n", n)
+        boolean("discrete", discrete)
         with self._scope(seed):
             return results.posterior(self._program, n, discrete_too=discrete)
 
@@ -179,14 +181,15 @@ class Fit:
                 fit. What the model observes need not be there if the model has a default for it, and is not used
                 but by a guide that encodes it.
             n: number of draws.
-            new: names of plates whose rows are new. Latents inside come from the guide where it is amortised, a
-                function of the data without a parameter for each row, and from the model given all other latents
-                otherwise. Latents elsewhere keep their posterior.
+            new: names of plates whose rows are new. Each latent inside comes from the guide where that is
+                amortised, a function of the row's data without a parameter of its own for each row, and from the
+                model given the other latents otherwise. Latents elsewhere keep their posterior, so rows that are
+                new but as many, and not named here, are taken for the old ones.
             seed: of the draws; None gives the same draws at every call.
 
         Returns:
             For each site, latent, deterministic and observed, a tensor of shape (n, *site shape), in the dtype and
-            on the device of the fit.
+            on the device of the fit. Modules run in evaluation mode: no dropout, running statistics as they are.
 
         Raises:
             DataError: the data do not fit the call of the model.
@@ -206,7 +209,7 @@ class Fit:
         *,
         coords: Mapping[str, Sequence[Any]] | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
-        groups: Collection[Group] | None = None,
+        groups: Collection[GroupName] | None = None,
         weighted: bool = False,
         seed: int | None = None,
     ) -> Any:
@@ -220,9 +223,11 @@ class Fit:
                 prior cannot be drawn; the attribute `prior` then says why.
             log_likelihood: of each datum given the draw, in nats, summed-out latents summed out, without the N/B
                 scale of a plate. Where summed-out latents tie several data together it is that of all of them,
-                and several sites tied together are named "x+y".
-            sample_stats: `log_p` (model and data), `log_q` (guide) and `log_weight`, their difference, in nats.
-            observed_data, constant_data: values of observed sites, and the other arguments that are tensors.
+                and several sites tied together are named "x+y". 0 where a mask hides a datum.
+            sample_stats: `log_p` (model and data), `log_q` (guide) and `log_weight`, their difference, in nats. The
+                attribute `log_weight` says why where there are none: a point mass, or auxiliary sites of the guide.
+            observed_data, constant_data: values of observed sites, NaN where a mask hides one, and the other
+                arguments that are tensors.
 
         Args:
             draws: number of draws.
@@ -243,7 +248,7 @@ class Fit:
 
         Warns:
             IngleWarning: the log likelihood is given a latent that has a value for each datum, which voids
-                leave-one-out (`az.loo`); or weights too uneven to be trusted.
+                leave-one-out (`az.loo`), or counts masked data; or weights are too uneven to be trusted.
 
         References:
             Kumar, Carroll, Hartikainen and Martin (2019), ArviZ, a unified library for exploratory analysis of
@@ -251,6 +256,7 @@ class Fit:
             Vehtari et al. (2024), Pareto Smoothed Importance Sampling (`weighted`).
         """
         positive_integer("draws", draws)
+        boolean("weighted", weighted)
         chosen = results.resolve_groups(groups)
         with self._scope(seed):
             found, told = results.collect(self._program, draws, groups=chosen, weighted=weighted)
@@ -269,9 +275,9 @@ class Fit:
         }
         return results.to_arviz(found, coords=coords, dims=dims, attributes=attributes)
 
-    def summary(self, draws: int = 1_000) -> Any:
+    def summary(self, draws: int = 1_000, *, seed: int | None = None) -> Any:
         """Mean, sd and interval of every latent and deterministic site, as a DataFrame made by ArviZ."""
-        return results.summary(self.to_arviz(draws, groups=["posterior"]))
+        return results.summary(self.to_arviz(draws, groups=["posterior"], seed=seed))
 
     def __repr__(self) -> str:
         return results.card(self, self._program)

@@ -6,7 +6,7 @@ from numbers import Integral
 
 from ingle.errors import OptionError
 
-__all__ = ["positive_integer"]
+__all__ = ["boolean", "positive_integer"]
 
 
 def positive_integer(name: str, value: object) -> int:
@@ -14,3 +14,10 @@ def positive_integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise OptionError(f"{name} must be a positive integer, got {value!r}")
     return int(value)
+
+
+def boolean(name: str, value: object) -> bool:
+    """`value`, if it is True or False. Raises `OptionError` otherwise."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False, got {value!r}")
+    return value

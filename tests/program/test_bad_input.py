@@ -240,6 +240,14 @@ def test_refused_fit_leaves_modules_as_they_were() -> None:
         ({"dims": {"nu": ["a"]}}, "'nu', which is not among the exported variables: mu, tau, y"),
         ({"dims": {"y": ["a", "b"]}}, r"2 names, but the variable has shape \(6,\)"),
         ({"dims": {"y": ["draw"]}}, "keeps the names"),
+        ({"dims": {"y": [1]}}, "must be names, each once"),
+        ({"coords": {"data": [[1, 2]] * 6}}, "must be single labels"),
+        ({"coords": {"data": {1, 2, 3, 4, 5, 6}}}, r"coords\['data'\] must be a sequence"),
+        ({"groups": ["posteriors"]}, "groups must be some of 'posterior'"),
+        ({"groups": [["posterior"]]}, "groups must be some of"),
+        ({"groups": "posterior"}, "groups must be some of"),
+        ({"weighted": "no"}, "weighted must be True or False"),
+        ({"weighted": True, "draws": 3}, "at least 25 weights"),
     ],
 )
 def test_to_arviz_refusals(options: dict[str, Any], said: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import autoguide
+from pyro.infer.reparam import LocScaleReparam
 from support import arviz_line, az
 from torch import Tensor
 
@@ -85,7 +86,11 @@ def test_masked_data_have_no_log_likelihood() -> None:
             pyro.sample("y", dist.Normal(mu, 1.0).mask(seen), obs=y)
 
     seen = torch.tensor([True, True, False, True, True, True])
-    data = ingle.fit(masked, "normal", {"y": Y, "seen": seen}, steps=2).to_arviz(5)
+    fit = ingle.fit(masked, "normal", {"y": Y, "seen": seen}, steps=2)
+    with pytest.warns(ingle.IngleWarning, match="1 of 6 data of 'y' are masked"):
+        data = fit.to_arviz(5)
+    assert data.posterior.attrs["masked"] == "y: 1 of 6"
+    assert np.isnan(data.observed_data["y"].to_numpy()).tolist() == [False, False, True, False, False, False]
     likelihood = data.log_likelihood["y"].to_numpy()
     assert np.isfinite(likelihood).all()
     assert (likelihood[..., 2] == 0).all()
@@ -100,7 +105,9 @@ def test_missing_data_by_obs_mask_are_no_local_latent() -> None:
 
     seen = torch.tensor([True, True, False, True, True, True])
     fit = ingle.fit(partly, "normal", {"y": torch.where(seen, Y, 0.0), "seen": seen}, steps=2)
-    data = fit.to_arviz(5)
+    with pytest.warns(ingle.IngleWarning, match="1 of 6 data of 'y_observed' are masked") as caught:
+        data = fit.to_arviz(5)
+    assert len(caught) == 1
     assert data.log_likelihood["y_observed"].shape == (1, 5, 6)
     assert "local_latents" not in data.posterior.attrs
     assert data.posterior["y"].sizes["data"] == 6
@@ -226,6 +233,80 @@ def test_weights_of_automatic_guides_are_those_of_their_density(guide: Any) -> N
     inner = inner + dist.Normal(shift.median(), shift.std() / 2).log_prob(shift)
     ratios = np.exp(inner.numpy() - data.sample_stats["log_q"].to_numpy()[0])
     assert abs(ratios.mean() - 1) < 5 * ratios.std() / 4_000**0.5
+
+
+def test_auxiliary_draws_that_are_no_change_of_variables_leave_no_weights() -> None:
+    def guide(y: Tensor) -> None:
+        a = pyro.sample("a", dist.Bernoulli(0.1), infer={"is_auxiliary": True})
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.zeros(2))[a.long()], 1.0))
+
+    data = ingle.fit(mean_of_normals, guide, Y, steps=2).to_arviz(5)
+    assert set(data.sample_stats.data_vars) == {"log_p"}
+    assert "the guide draws a beside" in data.posterior.attrs["log_weight"]
+
+
+def test_reparameterised_latent_is_there() -> None:
+    def centred(y: Tensor) -> None:
+        tau = pyro.sample("tau", dist.LogNormal(0.0, 0.3))
+        with pyro.plate("data", len(y)):
+            theta = pyro.sample("theta", dist.Normal(0.0, tau))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    model = poutine.reparam(centred, {"theta": LocScaleReparam(0.0)})
+    fit = ingle.fit(model, "normal", Y, steps=5)
+    drawn = fit.draws(10)
+    torch.testing.assert_close(drawn["theta"], drawn["theta_decentered"] * drawn["tau"][:, None])
+    assert "theta" in fit.to_arviz(5, groups=["posterior"]).posterior
+
+
+def test_arguments_that_happen_to_equal_the_data_stay() -> None:
+    def model(treat: Tensor, y: Tensor) -> None:
+        p = pyro.sample("p", dist.Beta(1.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Bernoulli(p[treat.long()]), obs=y)
+
+    same = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    data = ingle.fit(model, "normal", {"treat": same, "y": same.clone()}, steps=2).to_arviz(3)
+    assert set(data.constant_data.data_vars) == {"treat"}
+
+
+def test_prior_that_leaves_the_range_of_an_argument_is_left_out_and_said() -> None:
+    def careless(y: Tensor) -> None:
+        s = pyro.sample("s", dist.Normal(1.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.0, s), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("s", dist.Delta(pyro.param("loc", torch.tensor(1.0))))
+
+    data = ingle.fit(careless, guide, Y, steps=2).to_arviz(200)
+    assert not hasattr(data, "prior")
+    assert "scale of its Normal at site 'y' is out of its range in" in data.posterior.attrs["prior"]
+
+
+def test_observation_shared_by_all_rows_and_a_site_with_a_plus() -> None:
+    def shared(y: Tensor) -> None:
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 5):
+            pyro.sample("a+b", dist.Normal(mu + k, 1.0), obs=y)
+
+    data = ingle.fit(shared, "normal", torch.tensor(0.3), steps=2).to_arviz(4)
+    assert data.log_likelihood["a+b"].shape == (1, 4)
+    assert data.observed_data["a+b"].shape == ()
+
+
+def test_deterministic_value_with_more_dimensions_than_plates_is_not_guessed_at() -> None:
+    def square(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.deterministic("wide", mu * torch.ones(6, 6))
+            pyro.deterministic("told", mu * torch.ones(6, 6), event_dim=1)
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    posterior = ingle.fit(square, "normal", Y, steps=2).to_arviz(3).posterior
+    assert posterior["wide"].dims == ("chain", "draw", "wide_dim_0", "wide_dim_1")
+    assert posterior["told"].dims == ("chain", "draw", "data", "told_dim_1")
 
 
 def test_groups_can_be_chosen(exact: ingle.Fit) -> None:

@@ -141,6 +141,133 @@ def test_new_rows_come_from_an_amortised_guide_given_the_other_latents() -> None
     assert_moments(drawn["mu"], 3.0, 0.01)
 
 
+def by_place(kind: str) -> Any:
+    """Guides with something for each place of the data, in shapes that do not show it."""
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("mu_loc", torch.tensor(3.0)), 0.1))
+        start = torch.linspace(-5.0, 5.0, 12) ** 3 / 25
+        if kind == "flat":
+            loc = pyro.param("p", start.repeat_interleave(2)).reshape(12, 2).mean(-1)
+        elif kind == "padded":
+            loc = pyro.param("p", torch.cat([start, torch.zeros(3)]))[: len(y)]
+        elif kind == "scalars":
+            loc = torch.stack([pyro.param(f"p{place}", value) for place, value in enumerate(start)])
+        elif kind == "centred":
+            loc = pyro.param("p", start + 1)
+            loc = loc - loc.mean()
+        else:
+            loc = pyro.param("p", start).cumsum(0)
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(loc, 0.1))
+
+    return guide
+
+
+@pytest.mark.parametrize("kind", ["flat", "padded", "scalars", "centred", "cumulated"])
+def test_guides_that_go_by_the_place_of_a_row_do_not_serve_new_ones(kind: str) -> None:
+    fit = ingle.fit(grouped, by_place(kind), X, steps=1, optim=STILL)
+    drawn = fit.predict(torch.zeros(12), n=2_000, new=("data",))
+    assert_moments(drawn["z"] - drawn["mu"][:, None], 0.0, 0.09)
+
+
+def test_looped_plate_goes_on_with_the_model() -> None:
+    def series(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        for t in pyro.plate("t", len(y)):
+            z = pyro.sample(f"z{t}", dist.Normal(mu, 0.3))
+            pyro.sample(f"y{t}", dist.Normal(z, 1.0), obs=y[t])
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(1.0)), 0.1))
+        for t in pyro.plate("t", len(y)):
+            pyro.sample(f"z{t}", dist.Normal(pyro.param(f"l{t}", torch.tensor(8.0)), 0.1))
+
+    fit = ingle.fit(series, guide, torch.tensor([8.0, -8.0]), steps=1, optim=STILL)
+    drawn = fit.predict(torch.full((4,), 77.0), n=2_000, new="t")
+    for t in range(4):
+        assert_moments(drawn[f"z{t}"] - drawn["mu"], 0.0, 0.09)
+        assert_moments(drawn[f"y{t}"] - drawn[f"z{t}"], 0.0, 1.0)
+
+
+def test_each_latent_is_amortised_or_not_for_itself() -> None:
+    def two(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z + w, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(3.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(slope * y, 0.1))
+            pyro.sample("w", dist.Normal(pyro.param("table", torch.linspace(5.0, 9.0, 12)) + 0 * z.mean(), 0.1))
+
+    fit = ingle.fit(two, guide, X, steps=1, optim=STILL)
+    new = torch.linspace(3.0, -3.0, 12)
+    drawn = fit.predict(new, n=2_000, new="data")
+    assert_moments(drawn["z"] - 3 * new, 0.0, 0.01)
+    assert_moments(drawn["w"], 0.0, 1.0)
+
+
+class Deep(nn.Module):
+    """Two layers of latents, batch normalisation, dropout, and a full covariance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.net, self.drop = nn.BatchNorm1d(2), nn.Linear(2, 4), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> None:
+        pyro.module("deep", self)
+        with pyro.plate("data", len(x)):
+            out = self.drop(self.net(self.norm(x)))
+            low = pyro.sample("low", dist.MultivariateNormal(out[:, :2], torch.eye(2) * 0.01))
+            pyro.sample("high", dist.Normal(low.sum(-1) + out[:, 2], 0.1))
+
+
+def deep_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        high = pyro.sample("high", dist.Normal(0.0, 1.0))
+        low = pyro.sample("low", dist.MultivariateNormal(high[..., None] * torch.ones(2), torch.eye(2)))
+        pyro.sample("x", dist.Normal(low, 1.0).to_event(1), obs=x)
+
+
+def test_networks_are_amortised_and_run_in_evaluation_mode() -> None:
+    guide = Deep()
+    fit = ingle.fit(deep_model, guide, torch.randn(12, 2), steps=5)
+    new = torch.tensor([[2.0, -1.0]])
+    drawn = fit.predict(new, n=2_000, new="data")
+    with torch.no_grad():
+        guide.eval()
+        out = guide.net(guide.norm(new))
+        guide.train()
+    assert_moments(drawn["low"] - out[:, :2], 0.0, 0.01)
+    assert_moments(drawn["high"] - drawn["low"].sum(-1) - out[:, 2], 0.0, 0.01)
+    assert guide.training
+
+
+def test_plates_made_where_they_are_entered() -> None:
+    def nested(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", y.shape[0], dim=-2), pyro.plate("column", y.shape[1], dim=-1):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = ingle.fit(nested, "normal", torch.zeros(3, 2), steps=2)
+    assert fit.predict(torch.zeros(3, 2), n=4)["y"].shape == (4, 3, 2)
+    assert fit.predict(torch.zeros(5, 2), n=4, new="row")["y"].shape == (4, 5, 2)
+
+
+def test_latent_that_has_the_length_of_the_data_outside_a_plate_is_refused_by_name() -> None:
+    def process(y: Tensor) -> None:
+        f = pyro.sample("f", dist.Normal(torch.zeros(len(y)), 1.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(f, 1.0), obs=y)
+
+    fit = ingle.fit(process, "normal", X, steps=2)
+    with pytest.raises(ingle.OptionError, match=r"latent 'f' has shape \(4,\) with these data and had \(12,\)"):
+        fit.predict(X[:4], new="data")
+
+
 def test_autoencoder_encodes_new_data() -> None:
     model = VAE(4, 2)
     guide = VAEGuide(model)
@@ -246,6 +373,23 @@ def test_prior_predictive_leaves_modules_as_they_are() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert ingle.prior_predictive(model, torch.zeros(5, 3), 10)["x"].dtype == torch.float32
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_prior_that_leaves_the_range_of_an_argument_is_refused() -> None:
+    def careless(y: Tensor) -> None:
+        s = pyro.sample("s", dist.Normal(1.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.0, s), obs=y)
+
+    with pytest.raises(
+        ingle.ProgramError, match=r"scale of its Normal at site 'y' is out of its range in \d+ of 1,000"
+    ):
+        ingle.prior_predictive(careless, torch.zeros(4), 1_000)
+
+
+def test_prior_predictive_finds_shapes_that_would_give_n_by_n() -> None:
+    with pytest.raises(ingle.ProgramError, match="log_prob shape"):
+        ingle.prior_predictive(line, {"x": X[:, None]}, 5)
 
 
 def test_improper_prior_cannot_be_drawn() -> None:

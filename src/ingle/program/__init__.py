@@ -1,9 +1,10 @@
 """A model and a guide as one program: its sites, its guides by name, and the handlers around it."""
 
-from ingle.program.amortised import amortised
+from ingle.program.amortised import amortised, at_rest
 from ingle.program.build import build_program
 from ingle.program.check import Check, check
 from ingle.program.discrete import Summed
+from ingle.program.distributions import layers
 from ingle.program.explain import check_call, explained
 from ingle.program.finding import Finding
 from ingle.program.guides import GuideName
@@ -12,7 +13,7 @@ from ingle.program.identity import changed_arguments, describe, difference, dige
 from ingle.program.modules import buffers_kept, find_modules, modules_kept
 from ingle.program.program import Program, set_guide
 from ingle.program.provenance import reached
-from ingle.program.sites import Plate, Site, read_sites
+from ingle.program.sites import Plate, Site, is_data, read_sites
 from ingle.program.state import Values
 from ingle.program.typical import typical_value
 
@@ -28,6 +29,7 @@ __all__ = [
     "Unobserve",
     "Values",
     "amortised",
+    "at_rest",
     "buffers_kept",
     "build_program",
     "changed_arguments",
@@ -38,6 +40,8 @@ __all__ = [
     "digests",
     "explained",
     "find_modules",
+    "is_data",
+    "layers",
     "modules_kept",
     "reached",
     "read_sites",

@@ -1,8 +1,10 @@
-"""Whether a guide can serve rows that it has not seen."""
+"""Which latents a guide can serve for rows that it has not seen."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,47 +13,153 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
+from ingle.data import Data
+from ingle.program.distributions import family, innermost
+from ingle.program.handlers import Given
 from ingle.program.modules import buffers_kept
 from ingle.program.program import Program
-from ingle.program.sites import Plate
+from ingle.program.sites import Plate, Site
 
-__all__ = ["amortised"]
+__all__ = ["amortised", "at_rest"]
+
+_TOLERANCE = 1e-2  # nats, or of the value, by which two runs of a guide may differ through rounding
 
 
-def amortised(program: Program, latents: Sequence[str], plates: Collection[str]) -> bool:
-    """Whether none of the guide's parameters has a row for each of a plate's, at the named latents.
+def amortised(program: Program, plates: Collection[str]) -> frozenset[str]:
+    """The latents inside named plates whose guide follows the rows of the data, and not their places.
 
-    A parameter of the plate's length may be a row for each datum or chance, such as the width of a network. It is a
-    row for each where the first datum's latents move with its first row alone and the last one's with its last.
-    An automatic guide holds a value for each latent, so it never is amortised.
+    The guide is run again with the rows of the data in another order. Where it is a function of each row its
+    distributions come out in that order; where it keeps a parameter for each row, in whatever shape, they do not. An
+    automatic guide keeps a value for each latent, and a plate that is looped over has sites for each row, so neither
+    is amortised; nor is what cannot be told, as with a single row.
 
     Args:
         program: the fitted one, inside a scope of its runtime.
-        latents: names of sites inside the plates.
         plates: names of the plates.
     """
-    if isinstance(poutine.unwrap(program.guide), GuideMessenger):
-        return False
-    automatic = (part for module in program.modules() for part in module.modules() if isinstance(part, AutoGuide))
-    if any(set(getattr(part.prototype_trace, "nodes", ())) & set(latents) for part in automatic):
-        return False
-    inside = {
-        (site.name, plate)
-        for site in program.model_sites
-        if site.name in latents
-        for plate in site.plates
-        if plate.name in plates and plate.dim is not None
-    }
-    leaves = list(program.sides()[1].values())
-    with torch.enable_grad(), buffers_kept(program.modules()), program.explained("guide"):
-        trace: Any = program.trace_guide()
-        return not any(
-            _row_for_each(_rows(trace.nodes[name], plate), leaf, plate.full_size)
-            for name, plate in inside
-            if name in trace.nodes
-            for leaf in leaves
-            if plate.full_size in leaf.shape
+    inside = [site for site in program.latents if any(plate.name in plates for plate in site.plates)]
+    inside = [site for site in inside if site.name not in program.enumerated and not _looped(site, plates)]
+    if not inside or isinstance(poutine.unwrap(program.guide), GuideMessenger):
+        return frozenset()
+    automatic: set[str] = set()
+    for module in program.modules():
+        for part in module.modules():
+            if isinstance(part, AutoGuide):
+                automatic |= set(getattr(part.prototype_trace, "nodes", ()))
+    found = {site.name for site in inside} - automatic
+    for name in sorted({plate.name for site in inside for plate in site.plates} & set(plates)):
+        touched = {site.name: plate for site in inside for plate in site.plates if plate.name == name}
+        found -= set(touched) - _followed(program, touched)
+    return frozenset(found)
+
+
+@contextmanager
+def at_rest(program: Program) -> Iterator[None]:
+    """Modules in evaluation mode, as for predictions: no dropout, running statistics used and not renewed."""
+    parts = {id(part): part for module in program.modules() for part in module.modules()}.values()
+    before = [(part, part.training) for part in parts]
+    with buffers_kept(program.modules()):
+        try:
+            for part, _ in before:
+                part.training = False
+            yield
+        finally:
+            for part, training in before:
+                part.training = training
+
+
+def _looped(site: Site, plates: Collection[str]) -> bool:
+    return any(plate.name in plates and plate.dim is None for plate in site.plates)
+
+
+def _followed(program: Program, sites: dict[str, Plate]) -> set[str]:
+    """The sites whose distributions follow the rows of one plate into another order."""
+    size = next(iter(sites.values())).full_size
+    if size == 1:
+        return set()
+    fixed = _with_rows_of_their_own(program, sites)
+    sites = {name: plate for name, plate in sites.items() if name not in fixed}
+    if not sites:
+        return set()
+    order = torch.randperm(size)
+    while bool((order == torch.arange(size)).all()):
+        order = torch.randperm(size)
+    with torch.no_grad(), at_rest(program), program.explained("guide"):
+        first: Any = program.trace_guide()
+        given = {}
+        for name, node in first.nodes.items():
+            if node["type"] == "sample" and isinstance(node["value"], Tensor):
+                axis = _axis(node, next(iter(sites.values())))
+                given[name] = node["value"] if axis is None else node["value"].index_select(axis, order)
+        best: set[str] = set()
+        for moved in _reordered(program.data, order):
+            with Given(given):
+                second: Any = replace(program, data=moved).trace_guide()
+            best |= {
+                name
+                for name, plate in sites.items()
+                if name in first.nodes and name in second.nodes
+                and _same_but_for_order(first.nodes[name], second.nodes[name], plate, order)
+            }  # fmt: skip
+    return best
+
+
+def _reordered(data: Data, order: Tensor) -> Iterator[Data]:
+    """The data with their rows in another order: along the first axis of the plate's length, and along the last."""
+    size = len(order)
+
+    def moved(value: Any, pick: int) -> Any:
+        axes = [axis for axis, length in enumerate(getattr(value, "shape", ())) if length == size]
+        return value.index_select(axes[pick], order) if axes else value
+
+    for pick in (0, -1):
+        yield replace(
+            data,
+            args=tuple(moved(value, pick) for value in data.args),
+            kwargs={name: moved(value, pick) for name, value in data.kwargs.items()},
         )
+
+
+def _same_but_for_order(first: Any, second: Any, plate: Plate, order: Tensor) -> bool:
+    """Whether a site says of the rows in the new order what it said of them in the old one."""
+    if family(first["fn"]) == "Delta":
+        ours, theirs = first["value"], innermost(second["fn"]).v
+        axis = _axis(first, plate)
+    else:
+        ours, theirs = (node["fn"].log_prob(node["value"]) for node in (first, second))
+        axis = (plate.dim or 0) if ours.dim() >= -(plate.dim or 0) else None
+    if axis is not None and ours.shape[axis] == plate.full_size:
+        ours = ours.index_select(axis, order)
+    return ours.shape == theirs.shape and bool(torch.isclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE).all())
+
+
+def _axis(node: Any, plate: Plate) -> int | None:
+    axis = (plate.dim or 0) - node["fn"].event_dim if hasattr(node["fn"], "event_dim") else None
+    value = node["value"]
+    return axis if axis is not None and value.dim() >= -axis and value.shape[axis] == plate.full_size else None
+
+
+def _with_rows_of_their_own(program: Program, sites: dict[str, Plate]) -> set[str]:
+    """The sites for which a parameter holds a row for each of the plate's.
+
+    The first row's site moves with its first row alone. This also tells parameters that are the same for every row, as
+    before any training.
+    """
+    leaves: Sequence[Tensor] = list(program.sides()[1].values())
+    if not any(plate.full_size in leaf.shape for plate in sites.values() for leaf in leaves):
+        return set()
+    with torch.enable_grad(), at_rest(program), program.explained("guide"):
+        trace: Any = program.trace_guide()
+        return {
+            name
+            for name, plate in sites.items()
+            if name in trace.nodes
+            and any(
+                _row_for_each(_rows(trace.nodes[name], plate), leaf, plate.full_size)
+                for leaf in leaves
+                if plate.full_size in leaf.shape
+            )
+        }
 
 
 def _rows(node: Any, plate: Plate) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ingle.errors import IngleError, OptionError
 from ingle.program.finding import Finding, as_error
+from ingle.program.sites import is_data
 
 __all__ = ["Given", "Leaves", "ProbeRows", "Rows", "Unobserve", "Watch"]
 
@@ -83,12 +84,8 @@ class Given(Messenger):
 class Unobserve(Messenger):
     """Draws observed sites anew, whatever the data hold for them."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__()
-        self.names = frozenset(names)
-
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
+        if is_data(msg):
             msg["value"], msg["is_observed"], msg["done"] = None, False, False
 
 

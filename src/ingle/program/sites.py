@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pyro.poutine.util import site_is_subsample
 
-from ingle.program.distributions import family
+from ingle.program.distributions import family, layers
 
-__all__ = ["Plate", "Site", "read_sites"]
+__all__ = ["Plate", "Site", "is_data", "read_sites"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _read(node: Any) -> Site:
     fn, infer = node["fn"], node["infer"]
     discrete = _is_discrete(fn)
     kind: Literal["latent", "observed", "deterministic", "auxiliary"] = "latent"
-    if infer.get("_deterministic"):
+    if infer.get("_deterministic") or _is_computed(node):
         kind = "deterministic"
     elif node["is_observed"]:
         kind = "observed"
@@ -96,6 +96,21 @@ def _read(node: Any) -> Site:
         marked=bool(infer.get("enumerate")),
         support=_support(fn) if enumerable and kind == "latent" else (),
     )
+
+
+def is_data(node: Any) -> bool:
+    """Whether a sample statement holds data: observed, and no `pyro.factor`, deterministic or reparameterised site."""
+    return bool(node["is_observed"]) and family(node["fn"]) not in ("Unit", "Delta")
+
+
+def _is_computed(node: Any) -> bool:
+    """Whether a site is what `poutine.reparam` leaves in the place of a latent: its value, observed and masked."""
+    fn = node["fn"]
+    return bool(node["is_observed"]) and family(fn) == "Delta" and any(_mask(layer) is False for layer in layers(fn))
+
+
+def _mask(fn: Any) -> Any:
+    return getattr(fn, "_mask", None)
 
 
 def _support(fn: Any) -> tuple[float, ...]:

@@ -3,12 +3,12 @@
 from ingle.results.card import card
 from ingle.results.draws import posterior
 from ingle.results.export import summary, to_arviz
-from ingle.results.groups import Group, collect, resolve_groups
+from ingle.results.groups import GroupName, collect, resolve_groups
 from ingle.results.predict import predict, resolve_new
 from ingle.results.prior import prior_predictive
 
 __all__ = [
-    "Group",
+    "GroupName",
     "card",
     "collect",
     "posterior",

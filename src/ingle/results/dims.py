@@ -10,16 +10,22 @@ __all__ = ["batch_dims_of", "dims_of"]
 
 
 def dims_of(site: Site, ndim: int) -> tuple[str, ...]:
-    """Plate names for the batch dimensions of a value, `name_dim_0` and so on for the rest."""
+    """Plate names for the batch dimensions of a value, `name_dim_0` and so on for the rest.
+
+    `pyro.deterministic` without `event_dim` calls every dimension an event. A value with as many dimensions as there
+    are plates is then taken to have theirs; with more, which are the plates' cannot be told.
+    """
     names = [f"{site.name}_dim_{place}" for place in range(ndim)]
     event = len(site.event_shape)
     if site.kind == "deterministic" and event >= ndim:
-        event = 0  # pyro.deterministic calls every dimension an event; the plates' are still where plates put them
+        if ndim > max((-plate.dim for plate in site.plates if plate.dim is not None), default=0):
+            return tuple(names)
+        event = 0
     for plate in site.plates:
         if plate.dim is None:
             continue
         place = ndim + plate.dim - event
-        if place >= 0 and site.value_shape[place] == plate.size:
+        if 0 <= place < len(site.value_shape) and site.value_shape[place] == plate.size:
             names[place] = plate.name
     return tuple(names)
 

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ingle.errors import OptionError
-from ingle.program import Given, Program, Site, Summed, Unobserve, buffers_kept
+from ingle.program import Given, Program, Site, Summed, Unobserve, at_rest
 from ingle.results.vectorise import repeat
 
 __all__ = [
@@ -79,7 +79,7 @@ def observed_sites(program: Program) -> tuple[Site, ...]:
 
 
 def drawn_anew(sites: Iterable[Site]) -> tuple[Site, ...]:
-    """The observed sites that a prediction draws: `pyro.factor` statements are no data."""
+    """The sites that `Unobserve` draws anew: `pyro.factor` statements are no data."""
     return tuple(site for site in sites if site.kind == "observed" and site.distribution not in ("Unit", "Delta"))
 
 
@@ -110,11 +110,11 @@ def guided(
 
 
 def modelled(
-    program: Program, drawn: Mapping[str, Tensor], n: int, *, keep: Collection[str], anew: Iterable[str] = ()
+    program: Program, drawn: Mapping[str, Tensor], n: int, *, keep: Collection[str], anew: bool = False
 ) -> dict[str, Tensor]:
-    """The sites `keep` of the model given draws of its latents; those named by `anew` drawn and not observed."""
+    """The sites `keep` of the model given draws of its latents; with `anew`, observed sites are drawn."""
     args, kwargs = program.data.args, program.data.kwargs
-    model = Unobserve(list(anew))(program.model)
+    model = Unobserve()(program.model) if anew else program.model
 
     def run(given: Any) -> dict[str, Tensor]:
         with Given(given):
@@ -148,9 +148,9 @@ def log_prob_sum(trace: Any) -> Tensor:
 def chunked(
     program: Program, run: Callable[[Any], Mapping[str, Any]], n: int, *, given: Mapping[str, Tensor] | None = None
 ) -> Any:
-    """`repeat` in chunks that fit in memory, without gradients, buffers of modules stay what they are."""
+    """`repeat` in chunks that fit in memory, without gradients, modules at rest."""
     chunk = chunk_of(program.model_sites, n, summed=program.enumerated)
-    with torch.no_grad(), buffers_kept(program.modules()):
+    with torch.no_grad(), at_rest(program):
         return repeat(run, n, chunk=chunk, given=given)
 
 

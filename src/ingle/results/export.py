@@ -43,12 +43,16 @@ def to_arviz(
         if mapping is not None and not isinstance(mapping, Mapping):
             raise OptionError(f"{what} must be a mapping, got {mapping!r}")
     named = _named(groups, dims or {})
-    sizes = {
-        dim: size
-        for group, members in groups.items()
-        for name, variable in members.items()
-        for dim, size in zip(named[group, name], _shape(group, variable), strict=True)
-    }
+    sizes: dict[str, int] = {}
+    for group, members in groups.items():
+        for name, variable in members.items():
+            for dim, size in zip(named[group, name], _shape(group, variable), strict=True):
+                if sizes.setdefault(dim, size) != size and dim in {
+                    dim for given in (dims or {}).values() for dim in given
+                }:
+                    raise OptionError(
+                        f"dims gives {dim!r} to {name!r} with {size} rows, and elsewhere with {sizes[dim]}"
+                    )
     names = {name for members in groups.values() for name in members}
     taken = sorted({*names, *sizes} & _RESERVED)
     if taken:
@@ -63,10 +67,17 @@ def to_arviz(
         listed = _listed(f"coords[{dim!r}]", given)
         if dim not in sizes:
             raise OptionError(f"coords names {dim!r}, which is no dimension: {', '.join(sizes) or 'there is none'}")
+        if any(np.ndim(label) for label in listed):
+            raise OptionError(f"coords[{dim!r}] must be single labels, got {listed[0]!r} among them")
         if len(listed) != sizes[dim]:
             raise OptionError(f"coords[{dim!r}] has {len(listed)} labels, but the dimension has {sizes[dim]} rows")
         labels[dim] = listed
-    return _built(groups, named, labels, attributes)
+    try:
+        return _built(groups, named, labels, attributes)
+    except ValueError as error:  # of xarray, for which labels may have to be of one kind, and dims of one size
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"coords or dims cannot be used: {error}") from error
 
 
 def _built(
@@ -140,6 +151,9 @@ def _named(
             there = ", ".join(dict.fromkeys(name for _, name in everywhere))
             raise OptionError(f"dims names {name!r}, which is not among the exported variables: {there}")
         listed = tuple(_listed(f"dims[{name!r}]", given))
+        wrong = [dim for dim in listed if not isinstance(dim, str) or not dim]
+        if wrong or len(set(listed)) < len(listed):
+            raise OptionError(f"dims[{name!r}] must be names, each once, got {list(listed)!r}")
         ranks = {place: len(_shape(place[0], groups[place[0]][name])) for place in places}
         if len(listed) != max(ranks.values()):
             fullest = max(ranks, key=lambda place: ranks[place])
@@ -155,7 +169,7 @@ def _shape(group: str, variable: Any) -> tuple[int, ...]:
 
 
 def _listed(name: str, given: Any) -> list[Any]:
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if isinstance(given, (str, set, frozenset, Mapping)) or not isinstance(given, Iterable):
         raise OptionError(f"{name} must be a sequence, got {given!r}")
     return list(given)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ingle.data import Data
 from ingle.errors import IngleWarning, OptionError, warn
-from ingle.program import Given, Program, Site, buffers_kept
+from ingle.program import Given, Program, Site, Unobserve, at_rest
 from ingle.results.dims import batch_dims_of, dims_of
 from ingle.results.draws import (
     chunked,
@@ -24,12 +24,13 @@ from ingle.results.draws import (
     refuse_too_large,
     summed,
 )
-from ingle.results.likelihood import evaluate, local_latents, why_no_weights
+from ingle.results.likelihood import evaluate, local_latents, masked_rows, why_no_weights, with_gaps
+from ingle.results.prior import drawn_from
 from ingle.results.weights import resampled
 
-__all__ = ["Group", "Variable", "collect"]
+__all__ = ["GroupName", "Variable", "collect"]
 
-Group = Literal[
+GroupName = Literal[
     "posterior",
     "posterior_predictive",
     "prior",
@@ -61,12 +62,13 @@ Groups = dict[str, dict[str, Variable]]
 
 def resolve_groups(groups: object) -> tuple[str, ...]:
     """The names of groups asked for; all where None. Raises `OptionError` for anything else."""
-    known = get_args(Group)
+    known = get_args(GroupName)
     if groups is None:
         return known
-    if isinstance(groups, str) or not isinstance(groups, Collection) or not set(groups) <= set(known) or not groups:
+    listed = groups if isinstance(groups, (tuple, list, set, frozenset)) else ()
+    if not listed or not all(isinstance(name, str) and name in known for name in listed):
         raise OptionError(f"groups must be some of {', '.join(map(repr, known))}, got {groups!r}")
-    return tuple(groups)
+    return tuple(listed)
 
 
 def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool) -> tuple[Groups, dict[str, Any]]:
@@ -102,15 +104,15 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
             attributes |= {"draws_from": "the guide, resampled by smoothed importance weights", **told}
         found["sample_stats"] = {name: Variable(value, ()) for name, value in stats.items()}
         found["log_likelihood"] = _pointwise(program, pointwise)
-    if "log_likelihood" in groups:
-        _tell_of_local_latents(program, attributes)
+    if "log_likelihood" in groups and found.get("log_likelihood"):
+        _tell_of_likelihood(program, drawn, attributes)
     if set(groups) & {"posterior", "posterior_predictive"}:
         found |= _posterior(program, drawn, n, groups)
     if set(groups) & {"prior", "prior_predictive"}:
         found |= _prior(program, n, groups, attributes)
     if set(groups) & {"observed_data", "constant_data"}:
         found |= _data(program, drawn)
-    return {name: found[name] for name in get_args(Group) if name in groups and found.get(name)}, attributes
+    return {name: found[name] for name in get_args(GroupName) if name in groups and found.get(name)}, attributes
 
 
 def _posterior(program: Program, drawn: dict[str, Tensor], n: int, groups: Collection[str]) -> Groups:
@@ -128,7 +130,7 @@ def _posterior(program: Program, drawn: dict[str, Tensor], n: int, groups: Colle
         }
     anew = [site.name for site in observed_sites(program)]
     if "posterior_predictive" in groups and anew:
-        found["posterior_predictive"] = _named(program, modelled(program, everything, n, keep=anew, anew=anew))
+        found["posterior_predictive"] = _named(program, modelled(program, everything, n, keep=anew, anew=True))
     return found
 
 
@@ -140,10 +142,13 @@ def _named(program: Program, values: Mapping[str, Tensor]) -> dict[str, Variable
 def _pointwise(program: Program, values: Mapping[str, Tensor]) -> dict[str, Variable]:
     """Log likelihoods, which have the dimensions of the plates alone."""
     sites = {site.name: site for site in program.model_sites}
-    return {
-        name: Variable(value, batch_dims_of(sites[name.split("+")[0]], name, value.shape[1:]))
-        for name, value in values.items()
-    }
+
+    def first(name: str) -> Site:  # "x+y" are two sites, unless there is one of that name
+        return (
+            sites[name] if name in sites else next(site for site in sites.values() if name.startswith(f"{site.name}+"))
+        )
+
+    return {name: Variable(value, batch_dims_of(first(name), name, value.shape[1:])) for name, value in values.items()}
 
 
 def _probabilities(program: Program, drawn: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
@@ -170,26 +175,37 @@ def _prior(program: Program, n: int, groups: Collection[str], attributes: dict[s
     keep = [name for names in wanted.values() for name in names]
     if not keep:
         return {}
+    data, sites = program.data, [site for site in program.model_sites if site.name in keep]
     try:
-        drawn = modelled(program, {}, n, keep=keep, anew=anew)
+        with torch.no_grad(), at_rest(program):
+            drawn, wrong = drawn_from(Unobserve()(program.model), data.args, data.kwargs, n, sites=sites)
     except Exception as error:  # an improper prior, or one so wide that the model fails on a draw of it
-        cause = error.__cause__ or error
-        attributes["prior"] = f"left out: {type(cause).__name__}: {cause}".split("\n")[0]
+        drawn, wrong = {}, f"{type(error).__name__}: {error}".split("\n")[0]
+    if wrong is not None:
+        attributes["prior"] = f"left out: {wrong}"
         return {}
     return {group: _named(program, {name: drawn[name] for name in names}) for group, names in wanted.items()}
 
 
-def _tell_of_local_latents(program: Program, attributes: dict[str, Any]) -> None:
-    """Leave-one-out takes away a datum and keeps its latent, which that datum alone has shaped."""
-    local = local_latents(program)
-    if not local:
-        return
-    attributes["local_latents"] = ", ".join(sorted({name for names in local.values() for name in names}))
+def _tell_of_likelihood(program: Program, drawn: Mapping[str, Tensor], attributes: dict[str, Any]) -> None:
+    """Warn of what makes a pointwise log likelihood other than it looks."""
+    local, hidden = local_latents(program, drawn), masked_rows(program, drawn)
+    if local:
+        attributes["local_latents"] = ", ".join(sorted({name for names in local.values() for name in names}))
     for name, latents in local.items():
+        # Leave-one-out takes away a datum and keeps its latent, which that datum alone has shaped.
         warn(
             f"the log likelihood of {name!r} is given {', '.join(map(repr, latents))}, which has a value for each "
             "datum, so leave-one-out of it (az.loo, az.compare) says little about new data; leave "
             "'log_likelihood' out of groups where it is not needed",
+            IngleWarning,
+        )
+    if hidden:
+        attributes["masked"] = ", ".join(f"{name}: {n:,} of {of:,}" for name, (n, of) in hidden.items())
+    for name, (n, of) in hidden.items():
+        warn(
+            f"{n:,} of {of:,} data of {name!r} are masked: their log likelihood is 0, and az.loo counts them as data; "
+            "select the others before it",
             IngleWarning,
         )
 
@@ -197,28 +213,40 @@ def _tell_of_local_latents(program: Program, attributes: dict[str, Any]) -> None
 def _data(program: Program, drawn: Mapping[str, Tensor]) -> Groups:
     """What the model observes, all rows, as it sees them at the first draw; and its other arguments."""
     data, given = program.data, Given({name: value[0] for name, value in drawn.items()})
-    with torch.no_grad(), buffers_kept(program.modules()), given, program.explained("model"):
+    with torch.no_grad(), at_rest(program), given, program.explained("model"):
         trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
-    observed = {site: trace.nodes[site.name]["value"] for site in observed_sites(program)}
+    observed = {site: trace.nodes[site.name] for site in observed_sites(program)}
+    shown = {site: with_gaps(node) for site, node in observed.items()}
     return {
-        "observed_data": {site.name: Variable(value, dims_of(site, value.dim())) for site, value in observed.items()},
-        "constant_data": _constants(data, observed.values()),
+        "observed_data": {site.name: Variable(value, dims_of(site, value.dim())) for site, value in shown.items()},
+        "constant_data": _constants(data, {site.name: node["value"] for site, node in observed.items()}),
     }
 
 
-def _constants(data: Data, observed: Collection[Tensor]) -> dict[str, Variable]:
-    """The tensors among the arguments that are not themselves observed."""
+def _constants(data: Data, observed: Mapping[str, Tensor]) -> dict[str, Variable]:
+    """The tensors among the arguments that are not themselves observed.
+
+    A site takes one argument with it: the tensor itself, else one of its values, the one of its name first.
+    """
+    arguments = {name: value for name, value in data.items() if isinstance(value, Tensor)}
+    for name, value in observed.items():
+        alike = [other for other, tensor in arguments.items() if tensor.data_ptr() == value.data_ptr()]
+        alike = alike or [other for other, tensor in arguments.items() if _same(tensor, value)]
+        if alike:
+            del arguments[name if name in alike else alike[0]]
     found = {}
     for place, (name, value) in enumerate(data.items()):
-        if not isinstance(value, Tensor) or any(_same(value, other) for other in observed):
-            continue
-        called = name if name.isidentifier() else f"argument_{place}"
-        found[called] = Variable(value, tuple(f"{called}_dim_{axis}" for axis in range(value.dim())))
+        if name in arguments:
+            called = name if name.isidentifier() else f"argument_{place}"
+            found[called] = Variable(value, tuple(f"{called}_dim_{axis}" for axis in range(value.dim())))
     return found
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.isclose(one.double(), other.double(), 0, 0, equal_nan=True).all())
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    equal = one == other
+    return bool((equal | (one.isnan() & other.isnan()) if one.is_floating_point() else equal).all())
 
 
 def _refuse_too_large(program: Program, n: int, groups: Collection[str]) -> None:

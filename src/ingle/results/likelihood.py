@@ -10,10 +10,10 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ingle.program import Given, Program, buffers_kept, reached
+from ingle.program import Given, Program, at_rest, layers, reached, read_sites
 from ingle.results.draws import chunked, drawn_latents, guided, log_prob_sum, observed_sites, summed
 
-__all__ = ["evaluate", "local_latents", "why_no_weights"]
+__all__ = ["evaluate", "local_latents", "masked_rows", "why_no_weights", "with_gaps"]
 
 
 def evaluate(
@@ -55,6 +55,11 @@ def why_no_weights(program: Program) -> str | None:
     masses = _point_masses(program)
     if masses:
         return f"the guide is a point mass at {', '.join(masses)}, without a density; fit 'normal', say"
+    loose = _untied_auxiliaries(program)
+    if loose:
+        return (
+            f"the guide draws {', '.join(loose)} beside the model's latents, so the density of these alone is not known"
+        )
     own = sorted({plate.name for site in program.model_sites for plate in site.plates if program.partial(site)})
     if own:
         return (
@@ -73,22 +78,75 @@ def _point_masses(program: Program) -> tuple[str, ...]:
     return tuple(name for name in deltas if name in drawn and bool((drawn[name][0] == drawn[name][1]).all()))
 
 
-def local_latents(program: Program) -> dict[str, tuple[str, ...]]:
+def _untied_auxiliaries(program: Program) -> tuple[str, ...]:
+    """Auxiliary sites of the guide that are not carried, one to one, into latents by a change of variables."""
+    with torch.no_grad(), at_rest(program), program.explained("guide"):
+        sites = read_sites(program.trace_guide())  # as it is now: Laplace's is another one than was trained
+        names = [site.name for site in sites if site.kind == "auxiliary"]
+        if not names:
+            return ()
+        with reached(names) as origin:
+            trace = program.trace_guide()
+            behind = {site.name: origin(trace.nodes[site.name]["fn"]) for site in sites if site.kind == "latent"}
+    deltas = {site.name for site in sites if site.distribution == "Delta"}
+    tied = frozenset().union(*(names for latent, names in behind.items() if latent in deltas))
+    loose = frozenset().union(*(names for latent, names in behind.items() if latent not in deltas))
+    return tuple(name for name in names if name not in tied or name in loose)
+
+
+def local_latents(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """For each observed site the latents that its log likelihood depends on and that have a value for each datum."""
-    data = program.data
     latents = {site.name: {plate.name for plate in site.plates} for site in drawn_latents(program)}
     observed = {site.name: {plate.name for plate in site.plates} for site in observed_sites(program) if site.plates}
     if not any(plates <= others for plates in observed.values() for others in latents.values()):
         return {}
-    values, _ = guided(program, 1)
     found = {}
-    with torch.no_grad(), buffers_kept(program.modules()), program.explained("model"):
-        with reached(latents) as origin, Given({name: value[0] for name, value in values.items()}):
-            trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
+    with reached(latents) as origin:
+        trace = _first(program, drawn)
         for name, plates in observed.items():
-            node = trace.nodes[name]
-            behind = origin(node["fn"])
+            behind = origin(trace.nodes[name]["fn"])
             mine = tuple(latent for latent, others in latents.items() if latent in behind and plates <= others)
             if mine:
                 found[name] = mine
     return found
+
+
+def masked_rows(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """For each observed site that a mask hides data of, how many of how many."""
+    trace, found = _first(program, drawn), {}
+    for site in observed_sites(program):
+        node = trace.nodes[site.name]
+        log_prob = node["fn"].log_prob(node["value"])
+        seen = _seen(node, log_prob.shape)
+        if seen is not None and not bool(seen.all()):
+            found[site.name] = (int((~seen).sum()), seen.numel())
+    return found
+
+
+def with_gaps(node: Any) -> Tensor:
+    """The observed value, NaN where a mask hides a real number."""
+    value: Tensor = node["value"]
+    event = value.dim() - len(node["fn"].event_shape)
+    seen = _seen(node, value.shape[:event])
+    if seen is None or not value.is_floating_point() or seen.shape != value.shape[:event]:
+        return value
+    return torch.where(seen.reshape(seen.shape + (1,) * (value.dim() - event)), value, torch.nan)
+
+
+def _seen(node: Any, shape: torch.Size) -> Tensor | None:
+    """Which data no mask hides, in the batch shape; None where there is no mask."""
+    masks = [node["mask"], *(getattr(layer, "_mask", None) for layer in layers(node["fn"]))]
+    given = [torch.as_tensor(mask) for mask in masks if mask is not None]
+    if not given:
+        return None
+    seen = torch.ones(shape, dtype=torch.bool)
+    for mask in given:
+        seen = seen & mask
+    return seen
+
+
+def _first(program: Program, drawn: Mapping[str, Tensor]) -> Any:
+    """One run of the model on its data, at the first draw."""
+    data, given = program.data, Given({name: value[0] for name, value in drawn.items()})
+    with torch.no_grad(), at_rest(program), given, program.explained("model"):
+        return poutine.trace(program.model).get_trace(*data.args, **data.kwargs)

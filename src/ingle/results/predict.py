@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.util import check_site_shape
 from torch import Tensor
 
 from ingle.data import Data
 from ingle.errors import OptionError
-from ingle.program import Program, Site, Unobserve, amortised, buffers_kept, read_sites, typical_value
-from ingle.results.draws import discrete, drawn_anew, guided, modelled, refuse_too_large
-from ingle.runtime import validation
+from ingle.program import Program, Site, amortised, at_rest
+from ingle.results.draws import discrete, guided, modelled, refuse_too_large
+from ingle.results.probe import probed
 
 __all__ = ["predict", "resolve_new"]
 
@@ -25,7 +20,7 @@ __all__ = ["predict", "resolve_new"]
 def resolve_new(new: object) -> frozenset[str]:
     """Names of plates: one, or several in a tuple. Raises `OptionError` for anything else."""
     names = (new,) if isinstance(new, str) else new
-    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, (tuple, list, set, frozenset)) or not all(isinstance(name, str) for name in names):
         raise OptionError(f'new must be names of plates, as in new=("data",), got {new!r}')
     return frozenset(names)
 
@@ -34,8 +29,7 @@ def predict(program: Program, data: Data | None, n: int, *, new: frozenset[str])
     """Every site of the model at `n` draws of the fitted program, observed sites drawn anew.
 
     Latents outside the plates of `new` keep the posterior of the fit. Latents inside come from the guide where it is
-    amortised, that is where none of its parameters has a row for each of the plate's, and from the model given the
-    rest otherwise. Runs inside a scope of the fit.
+    amortised, and from the model given the rest otherwise, each for itself. Runs inside a scope of the fit.
 
     Args:
         program: the fitted one.
@@ -53,34 +47,30 @@ def predict(program: Program, data: Data | None, n: int, *, new: frozenset[str])
     if unknown:
         there = ", ".join(map(repr, plates)) or "none"
         raise OptionError(f"new names {', '.join(map(repr, unknown))}, and the model's plates are: {there}")
-    anew = [site.name for site in drawn_anew(program.model_sites)]
-    target = program if data is None else _with_data(program, data, anew, new)
+    target = program if data is None else _with_data(program, data, new)
     sites = [site for site in target.model_sites if not target.partial(site) and site.distribution != "Unit"]
-    refuse_too_large(sites, n, program.dtype, program.device, "the predictions")
+    kept = [site for site in program.latents if not _inside(site, new)]
+    refuse_too_large((*sites, *kept), n, program.dtype, program.device, "the predictions")
 
     drawn: dict[str, Tensor] = {}
-    if any(not _inside(site, new) for site in program.latents):
-        drawn, _ = guided(program, n)
-        drawn |= discrete(program, drawn, n)
-        drawn = {site.name: drawn[site.name] for site in program.latents if not _inside(site, new)}
-    local = [site for site in program.latents if _inside(site, new) and site.name not in program.enumerated]
-    if local and amortised(program, [site.name for site in local], new):
-        drawn |= _encoded(target, drawn, n, local)
-    return modelled(target, drawn, n, keep=[site.name for site in sites], anew=anew)
+    if kept:
+        summed_out = [site.name for site in kept if site.name in program.enumerated]
+        # What is summed out depends on all other latents, so these are needed for it even where their rows are old.
+        drawn, _ = guided(program, n, keep=None if summed_out else [site.name for site in kept])
+        if summed_out:
+            drawn |= discrete(program, drawn, n)
+        drawn = {site.name: drawn[site.name] for site in kept if site.name in drawn}
+    followed = amortised(program, new) if new else frozenset()
+    if followed:
+        drawn |= _encoded(target, drawn, n, followed)
+    return modelled(target, drawn, n, keep=[site.name for site in sites], anew=True)
 
 
-def _with_data(program: Program, data: Data, anew: Sequence[str], new: frozenset[str]) -> Program:
+def _with_data(program: Program, data: Data, new: frozenset[str]) -> Program:
     """The program with other arguments, its sites as one run on them shows them."""
     target = replace(program, data=data)
-    model = Unobserve(anew)(program.model)
-    told = target.explained("model")
-    with validation(True), torch.no_grad(), buffers_kept(program.modules()), InitMessenger(typical_value), told:
-        trace: Any = poutine.trace(model).get_trace(*data.args, **data.kwargs)
-        trace.compute_log_prob()
-        for node in trace.nodes.values():
-            if node["type"] == "sample":
-                check_site_shape(node, math.inf)  # type: ignore[arg-type]
-    target.model_sites = read_sites(trace)
+    with torch.no_grad(), at_rest(program), target.explained("model"):
+        target.model_sites = probed(program.model, data.args, data.kwargs)
     before, after = _sizes(program.model_sites), _sizes(target.model_sites)
     for name, size in after.items():
         if name in before and size != before[name] and name not in new:
@@ -88,13 +78,23 @@ def _with_data(program: Program, data: Data, anew: Sequence[str], new: frozenset
                 f"plate {name!r} has {size} rows in the data and had {before[name]} in the fit: if they are new rows, "
                 f"say new=({name!r},), so that nothing of the old rows is taken for theirs"
             )
+    shapes = {site.name: site.value_shape for site in target.model_sites}
+    for site in program.latents:
+        minibatched = any(plate.name in program.batch_sizes for plate in site.plates)
+        if _inside(site, new) or minibatched or shapes.get(site.name, site.value_shape) == site.value_shape:
+            continue
+        raise OptionError(
+            f"latent {site.name!r} has shape {shapes[site.name]} with these data and had {site.value_shape} in the "
+            "fit, in no plate that new names: its posterior is of the old rows. Put it inside a pyro.plate to predict "
+            "for new ones"
+        )
     return target
 
 
-def _encoded(target: Program, drawn: dict[str, Tensor], n: int, local: Sequence[Site]) -> dict[str, Tensor]:
+def _encoded(target: Program, drawn: dict[str, Tensor], n: int, latents: Collection[str]) -> dict[str, Tensor]:
     """Latents of new rows from an amortised guide, given the latents of the fit."""
     shapes = {site.name: site.value_shape for site in target.model_sites}
-    encoded, _ = guided(target, n, given=drawn, keep=[site.name for site in local])
+    encoded, _ = guided(target, n, given=drawn, keep=latents)
     for name, value in encoded.items():
         if name in shapes and tuple(value.shape[1:]) != shapes[name]:
             raise OptionError(

@@ -31,7 +31,8 @@ def repeat(run: Callable[[Any], _Tree], times: int, *, chunk: int, given: _Tree 
 
     All runs of a chunk go through the program together under `torch.vmap`, where every tensor has the shape that
     it has in a single run, so that `mu[county]` indexes counties and not draws. A program that vmap cannot take
-    (numbers read from tensors, in-place updates, noise of numpy's) is run once for each draw.
+    (numbers read from tensors, in-place updates, noise of numpy's global stream) is run once for each draw. Noise
+    from a generator of the program's own, as `numpy.random.default_rng()` makes one, is the same for a whole chunk.
 
     Args:
         run: from one element of `given` to tensors by name, or by name of names.

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ingle.errors import IngleWarning, warn
+from ingle.errors import IngleWarning, OptionError, warn
 from ingle.results.export import smoothed
 
 __all__ = ["resampled"]
+
+_FEWEST = 25
 
 
 def resampled(log_weights: Tensor) -> tuple[Tensor, dict[str, Any]]:
@@ -26,16 +28,21 @@ def resampled(log_weights: Tensor) -> tuple[Tensor, dict[str, Any]]:
     Returns:
         Places of draws, int64, shape (n,), and `khat`, `khat_threshold` and `ess` by name.
 
+    Raises:
+        OptionError: fewer than 25 draws.
+
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
         Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
         Kitagawa (1996), Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models.
     """
     n = len(log_weights)
+    if n < _FEWEST:
+        raise OptionError(f"weighted draws come by smoothing the tail of at least {_FEWEST} weights, got draws={n}")
     log_smoothed, khat = smoothed(log_weights)
     weights = torch.as_tensor(log_smoothed, dtype=torch.float64, device="cpu").softmax(0)
     ess = 1 / float(weights.square().sum())
-    threshold = min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
+    threshold = min(1 - 1 / math.log10(n), 0.7)
     if not khat < threshold:
         warn(
             f"the importance weights have k-hat {khat:.2f}, above {threshold:.2f}, the most at which {n:,} draws can "
