@@ -273,7 +273,8 @@ def test_autoencoder_encodes_new_data() -> None:
     guide = VAEGuide(model)
     fit = ingle.fit(model, guide, torch.ones(30, 4), steps=3, batch_size={"data": 10})
     new = torch.tensor([[1.0, 0.0, 1.0, 0.0]] * 3)
-    drawn = fit.predict(new, n=2_000, new=("data",))
+    drawn, again = (fit.predict(new, n=2_000, new=("data",)) for _ in range(2))
+    assert torch.equal(drawn["x"], again["x"])
     assert drawn["x"].shape == (2_000, 3, 4)
     with torch.no_grad():
         code = guide.encode(new).base_dist

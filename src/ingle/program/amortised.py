@@ -19,13 +19,14 @@ from ingle.program.handlers import Given
 from ingle.program.modules import buffers_kept
 from ingle.program.program import Program
 from ingle.program.sites import Plate, Site
+from ingle.runtime import RandomState
 
 __all__ = ["amortised", "at_rest"]
 
 _TOLERANCE = 1e-2  # nats, or of the value, by which two runs of a guide may differ through rounding
 
 
-def amortised(program: Program, plates: Collection[str]) -> frozenset[str]:
+def amortised(program: Program, plates: frozenset[str]) -> frozenset[str]:
     """The latents inside named plates whose guide follows the rows of the data, and not their places.
 
     The guide is run again with the rows of the data in another order. Where it is a function of each row its
@@ -37,6 +38,14 @@ def amortised(program: Program, plates: Collection[str]) -> frozenset[str]:
         program: the fitted one, inside a scope of its runtime.
         plates: names of the plates.
     """
+    if plates not in program.followed:  # the structure of a guide stays, whatever is trained
+        before = RandomState.capture(program.device)
+        program.followed[plates] = _amortised(program, plates)
+        before.restore()
+    return program.followed[plates]
+
+
+def _amortised(program: Program, plates: frozenset[str]) -> frozenset[str]:
     inside = [site for site in program.latents if any(plate.name in plates for plate in site.plates)]
     inside = [site for site in inside if site.name not in program.enumerated and not _looped(site, plates)]
     if not inside or isinstance(poutine.unwrap(program.guide), GuideMessenger):

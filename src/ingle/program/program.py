@@ -44,6 +44,7 @@ class Program:
         enumerated: the discrete latents that the guide leaves out, which the objective sums over.
         model_leaves, guide_leaves: every parameter that each side has read, by name, unconstrained.
         hidden: the deterministic sites whose value depends on a latent that is summed out.
+        followed: for plates that were asked for, the latents whose guide follows new rows of them.
     """
 
     model: Callable[..., Any]
@@ -59,6 +60,7 @@ class Program:
     model_leaves: Leaves
     guide_leaves: Leaves
     hidden: frozenset[str] = frozenset()
+    followed: dict[frozenset[str], frozenset[str]] = field(default_factory=dict, repr=False)
     _sides: tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
     @property
