@@ -19,7 +19,7 @@ from torch.distributions import transform_to
 from ingle.data import Data
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe
-from ingle.program.handlers import Leaves, Rows
+from ingle.program.handlers import Given, Leaves, Rows, Unobserve
 from ingle.program.modules import find_modules
 from ingle.program.sites import Site, read_sites
 from ingle.program.typical import drawn_value
@@ -122,6 +122,12 @@ class Program:
             return messenger.get_traces()[1]
         return poutine.trace(self.observing_guide).get_trace(*args, **kwargs)
 
+    def trace_model(self, given: Mapping[str, Tensor], *, anew: bool = False) -> Any:
+        """One run of the model, as a Pyro trace, with latents given; with `anew`, nothing observed."""
+        model = Unobserve()(self.model) if anew else self.model
+        with Given(given):
+            return poutine.trace(model).get_trace(*self.data.args, **self.data.kwargs)
+
     def sides(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters of the model and of the guide by name, unconstrained, each tensor once.
 
@@ -165,7 +171,7 @@ class Program:
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of every continuous latent from the prior, those inside a minibatched plate left out."""
         with torch.no_grad(), self.probe, InitMessenger(drawn_value), self.explained("model"):
-            trace: Any = poutine.trace(self.model).get_trace(*self.data.args, **self.data.kwargs)
+            trace = self.trace_model({})
         return {
             site.name: trace.nodes[site.name]["value"].detach()
             for site in self.latents

@@ -8,11 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ingle.errors import OptionError
-from ingle.program import Given, Program, Site, Summed, Unobserve, at_rest
+from ingle.program import Given, Program, Site, Summed, at_rest
 from ingle.results.vectorise import repeat
 
 __all__ = [
@@ -113,12 +112,9 @@ def modelled(
     program: Program, drawn: Mapping[str, Tensor], n: int, *, keep: Collection[str], anew: bool = False
 ) -> dict[str, Tensor]:
     """The sites `keep` of the model given draws of its latents; with `anew`, observed sites are drawn."""
-    args, kwargs = program.data.args, program.data.kwargs
-    model = Unobserve()(program.model) if anew else program.model
 
     def run(given: Any) -> dict[str, Tensor]:
-        with Given(given):
-            trace: Any = poutine.trace(model).get_trace(*args, **kwargs)
+        trace = program.trace_model(given, anew=anew)
         return {name: trace.nodes[name]["value"] for name in keep}
 
     with program.explained("model"):

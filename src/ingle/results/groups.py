@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ingle.data import Data
 from ingle.errors import IngleWarning, OptionError, warn
-from ingle.program import Given, Program, Site, Unobserve, at_rest
+from ingle.program import Program, Site, Unobserve, at_rest
 from ingle.results.dims import batch_dims_of, dims_of
 from ingle.results.draws import (
     chunked,
@@ -24,7 +23,7 @@ from ingle.results.draws import (
     refuse_too_large,
     summed,
 )
-from ingle.results.likelihood import evaluate, local_latents, masked_rows, why_no_weights, with_gaps
+from ingle.results.likelihood import evaluate, first_run, local_latents, masked_rows, why_no_weights, with_gaps
 from ingle.results.prior import drawn_from
 from ingle.results.weights import resampled
 
@@ -212,14 +211,12 @@ def _tell_of_likelihood(program: Program, drawn: Mapping[str, Tensor], attribute
 
 def _data(program: Program, drawn: Mapping[str, Tensor]) -> Groups:
     """What the model observes, all rows, as it sees them at the first draw; and its other arguments."""
-    data, given = program.data, Given({name: value[0] for name, value in drawn.items()})
-    with torch.no_grad(), at_rest(program), given, program.explained("model"):
-        trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
+    trace = first_run(program, drawn)
     observed = {site: trace.nodes[site.name] for site in observed_sites(program)}
     shown = {site: with_gaps(node) for site, node in observed.items()}
     return {
         "observed_data": {site.name: Variable(value, dims_of(site, value.dim())) for site, value in shown.items()},
-        "constant_data": _constants(data, {site.name: node["value"] for site, node in observed.items()}),
+        "constant_data": _constants(program.data, {site.name: node["value"] for site, node in observed.items()}),
     }
 
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ingle.program import Given, Program, at_rest, layers, reached, read_sites
+from ingle.program import Program, at_rest, layers, reached, read_sites
 from ingle.results.draws import chunked, drawn_latents, guided, log_prob_sum, observed_sites, summed
 
-__all__ = ["evaluate", "local_latents", "masked_rows", "why_no_weights", "with_gaps"]
+__all__ = ["evaluate", "first_run", "local_latents", "masked_rows", "why_no_weights", "with_gaps"]
 
 
 def evaluate(
@@ -24,13 +23,11 @@ def evaluate(
     Latents that are summed out of the guide are summed out of both. The N/B scale of a plate and `poutine.scale`
     are in the log joint, which is what the guide was fitted to, and not in the pointwise log likelihood.
     """
-    args, kwargs = program.data.args, program.data.kwargs
     names = [site.name for site in observed_sites(program)] if pointwise else []
 
     def run(given: Any) -> dict[str, Any]:
         whole = summed(program, given) if program.enumerated else None
-        with Given(given):
-            trace: Any = poutine.trace(program.model).get_trace(*args, **kwargs)
+        trace = program.trace_model(given)
         trace.compute_log_prob()
         found = {
             name: scale_and_mask(trace.nodes[name]["unscaled_log_prob"], 1.0, trace.nodes[name]["mask"])
@@ -102,7 +99,7 @@ def local_latents(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tu
         return {}
     found = {}
     with reached(latents) as origin:
-        trace = _first(program, drawn)
+        trace = first_run(program, drawn)
         for name, plates in observed.items():
             behind = origin(trace.nodes[name]["fn"])
             mine = tuple(latent for latent, others in latents.items() if latent in behind and plates <= others)
@@ -113,7 +110,7 @@ def local_latents(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tu
 
 def masked_rows(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     """For each observed site that a mask hides data of, how many of how many."""
-    trace, found = _first(program, drawn), {}
+    trace, found = first_run(program, drawn), {}
     for site in observed_sites(program):
         node = trace.nodes[site.name]
         log_prob = node["fn"].log_prob(node["value"])
@@ -145,8 +142,7 @@ def _seen(node: Any, shape: torch.Size) -> Tensor | None:
     return seen
 
 
-def _first(program: Program, drawn: Mapping[str, Tensor]) -> Any:
+def first_run(program: Program, drawn: Mapping[str, Tensor]) -> Any:
     """One run of the model on its data, at the first draw."""
-    data, given = program.data, Given({name: value[0] for name, value in drawn.items()})
-    with torch.no_grad(), at_rest(program), given, program.explained("model"):
-        return poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
+    with torch.no_grad(), at_rest(program), program.explained("model"):
+        return program.trace_model({name: value[0] for name, value in drawn.items()})
