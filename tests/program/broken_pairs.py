@@ -155,7 +155,7 @@ def moving(y: Tensor) -> None:
 
 def moving_guide(y: Tensor) -> None:
     scalar("top", dist.LogNormal)
-    pyro.sample("theta", dist.LogNormal(0.0, 0.1))
+    pyro.sample("theta", dist.LogNormal(1.0, 0.1))
 
 
 # Local latents in plates.
@@ -478,18 +478,37 @@ BROKEN: dict[str, Broken] = {
     # Supports.
     "normal for a scale": Broken(
         model, guide_with("tau", lambda: dist.Normal(1.0, 0.1)), Y, "support", "tau",
-        "can be -0.5 in the guide.*HalfNormal, 0 or greater; guide: Normal, any real number", "LogNormal",
+        "can draw -0.5, .*HalfNormal, 0 or greater; guide: Normal, any real number", "LogNormal",
     ),
     "normal for a share": Broken(
-        one_latent(lambda: dist.Beta(1.0, 1.0)), one_guide(lambda: dist.Normal(0.5, 0.1)), Y, "support", "theta",
-        "between 0 and 1", "Beta",
+        one_latent(lambda: dist.Beta(1.0, 1.0)), one_guide(lambda: dist.Normal(0.5, 1.0)), Y, "support", "theta",
+        "guide drew .*between 0 and 1", "Beta",
+    ),
+    "narrow normal in a box": Broken(
+        one_latent(lambda: dist.Uniform(-1e3, 1e3)), one_guide(lambda: dist.Normal(0.5, 0.1)), Y, "support", "theta",
+        "tails that reach outside.*between -1000 and 1000; guide: Normal", r"keep it.*interval\(-1000, 1000\)",
+        **_warning,
+    ),
+    "narrow lognormals in boxes": Broken(
+        one_latent(lambda: dist.Uniform(torch.zeros(2), torch.tensor([9.0, 8.0])).to_event(1)),
+        one_guide(lambda: dist.LogNormal(torch.zeros(2), 0.1).to_event(1)), Y, "support", "theta",
+        r"tails that .*between 0 and 8 … 9.*shape \(2,\)", "low and high as in the model", **_warning,
+    ),
+    "normal beside a box": Broken(
+        one_latent(lambda: dist.Uniform(-1e3, 1e3)), one_guide(lambda: dist.Normal(2e3, 0.1)), Y, "support", "theta",
+        "guide drew 2000, .*between -1000 and 1000", r"interval\(-1000, 1000\)",
+    ),
+    "normal beyond one box of two": Broken(
+        one_latent(lambda: dist.Uniform(torch.zeros(2), torch.tensor([9.0, 1.0])).to_event(1)),
+        one_guide(lambda: dist.Normal(torch.full((2,), 0.9), 0.1).to_event(1)), Y, "support", "theta",
+        "guide drew 1", "low and high as in the model",
     ),
     "lognormal for a share": Broken(
         one_latent(lambda: dist.Beta(1.0, 1.0)), one_guide(lognormal), Y, "support", "theta", "LogNormal", "Beta",
     ),
     "beta for a wider to a narrower": Broken(
         one_latent(lambda: dist.Uniform(0.2, 0.8)), one_guide(lambda: dist.Beta(2.0, 2.0)), Y, "support", "theta",
-        "between 0.2 and 0.8; guide: Beta, between 0 and 1", "moved to the model's range",
+        "between 0.2 and 0.8; guide: Beta, between 0 and 1", r"interval\(0.2, 0.8\)",
     ),
     "lognormals for shares that sum": Broken(
         one_latent(simplex), one_guide(lambda: dist.LogNormal(torch.zeros(3), 1.0).to_event(1)), Y, "support",
@@ -497,26 +516,26 @@ BROKEN: dict[str, Broken] = {
     ),
     "normal for counts": Broken(
         one_latent(lambda: dist.Poisson(2.0)), one_guide(lambda: dist.Normal(2.0, 1.0)), Y, "support", "theta",
-        "discrete in the model and continuous in the guide", "discrete distribution",
+        "draws continuous values, but the model's distribution is discrete", "discrete distribution",
     ),
     "counts for a real": Broken(
         one_latent(lambda: dist.Normal(0.0, 2.0)), one_guide(lambda: dist.Poisson(2.0)), Y, "support", "theta",
-        "continuous in the model and discrete in the guide", "own family",
+        "draws discrete values, but the model's distribution is continuous", "own family",
     ),
     "more categories than the model's": Broken(
         one_latent(lambda: dist.Categorical(torch.ones(3))), one_guide(lambda: dist.Categorical(torch.ones(5))), Y,
-        "support", "theta", "can be 3 .*from 0 to 2; guide: Categorical, an integer from 0 to 4", "model's values",
+        "support", "theta", "can draw 3, .*from 0 to 2; guide: Categorical, an integer from 0 to 4", "model's values",
     ),
     "endless for finite": Broken(
         one_latent(lambda: dist.Binomial(10, 0.5)), one_guide(lambda: dist.Poisson(2.0)), Y, "support", "theta",
-        "can be 1000 .*from 0 to 10", "model's values",
+        "can draw 1000, .*from 0 to 10", "model's values",
     ),
     "delta outside": Broken(
         one_latent(lambda: dist.HalfNormal(1.0)), one_guide(lambda: dist.Delta(torch.tensor(-0.5))), Y, "support",
-        "theta", r"can be -0.5 .*guide: Delta; shape", "constraint=constraints.positive",
+        "theta", r"can draw -0.5, .*guide: Delta; shape", "constraint=constraints.positive",
     ),
     "outside a support that moves": Broken(
-        moving, moving_guide, Y, "support", "theta", "between 0 and .*LogNormal", "Beta",
+        moving, moving_guide, Y, "support", "theta", "between 0 and .*LogNormal", "low and high as in the model",
     ),
     # Plates.
     "plate of another size": Broken(
@@ -602,7 +621,8 @@ BROKEN: dict[str, Broken] = {
     ),
     "labels from 1": Broken(
         observes(lambda y: y, lambda mu: dist.Categorical(torch.stack([mu, mu]).exp())), of_mu,
-        torch.tensor([1, 2, 1, 2, 1, 1]), "outside support", "y", r"an integer from 0 to 1, in 2 of 6", "check the",
+        torch.tensor([1, 2, 1, 2, 1, 1]), "outside support", "y", r"an integer from 0 to 1, in 2 of 6",
+        "labels count from 0",
     ),
     "negative scale": Broken(
         negative_scale, of_mu, Y, "argument", "y", r"scale of its Normal should be greater than 0.*first -0.5 at \[0\]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from typing import Any, get_args
@@ -12,12 +13,15 @@ import pytest
 import torch
 from program.broken_pairs import BROKEN, NAN, Y, guide, model, put
 from program.right_pairs import RIGHT
+from pyro import poutine
 from pyro.infer import autoguide
 from support import global_state
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import ingle
 from ingle.program.finding import Kind
+from ingle.program.values import _observed
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -159,7 +163,7 @@ x shape at 'mu'
     likely fix: give the guide's distribution the model's shape, .to_event(n) included
 
 x support at 'tau'
-    site 'tau' can be -0.5 in the guide, which the model's distribution cannot have (model:
+    site 'tau': the guide can draw -0.5, which the model's distribution cannot have (model:
     HalfNormal, 0 or greater; guide: Normal, any real number; shape ())
     likely fix: sample it from dist.LogNormal or dist.Gamma, or give a Delta's parameter
     constraint=constraints.positive"""
@@ -272,6 +276,56 @@ def test_a_fit_after_a_check_is_the_same_fit() -> None:
 def test_a_wrong_call_raises(arguments: Any, options: Any, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         ingle.check(*arguments, **options)
+
+
+def boxed(y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Uniform(-1e3, 1e3))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def unboxed(y: Tensor) -> None:
+    """`boxed` with another constant in the log joint, and a support that no guide leaves."""
+    mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def narrow(y: Tensor) -> None:
+    pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+
+
+def test_draws_tried_against_a_box_leave_a_fit_as_it_is() -> None:
+    """The same draws, step by step, as of a model where no draws are tried: only the constant differs."""
+    (finding,) = ingle.check(boxed, narrow, Y).findings
+    assert (finding.kind, finding.severity) == ("support", "warning")
+    fits = [ingle.fit(program, narrow, Y, steps=5, seed=3) for program in (boxed, unboxed)]
+    difference = torch.as_tensor(fits[0].losses) - torch.as_tensor(fits[1].losses)
+    expected = torch.full_like(difference, math.log(2e3))
+    torch.testing.assert_close(difference, expected, atol=1e-4, rtol=0.0)
+
+
+class CountsCopies(TorchFunctionMode):
+    """How many calls of torch made a tensor of a size or more."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.made = size, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.made += isinstance(result, Tensor) and result._base is None and result.numel() >= self.size
+        return result
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_finite_data_are_looked_through_without_a_copy(large: bool) -> None:
+    """Also where their sum overflows, they are finite."""
+    y = torch.full((200, 50), torch.finfo(torch.float32).max if large else 1.0)
+    run = poutine.trace(pyro.sample).get_trace("y", dist.Normal(0.0, 1.0).expand([200, 50]).to_event(2), obs=y)
+    with CountsCopies(y.numel()) as copies:
+        assert _observed(run.nodes["y"]) is None
+    assert copies.made == (1 if large else 0)
 
 
 def test_findings_are_plain_values() -> None:

@@ -16,6 +16,7 @@ from pyro.poutine.guide import GuideMessenger
 
 from ingle.data import Data
 from ingle.errors import IngleError, OptionError
+from ingle.program.distributions import range_of
 from ingle.program.explain import argument_names, check_call, explained
 from ingle.program.finding import Finding, as_error, errors_among
 from ingle.program.guides import GuideRecipe, resolve_guide
@@ -246,7 +247,9 @@ def _support_findings(program: Program, model_trace: Any, guide_trace: Any) -> I
                     replayed = replayed or poutine.trace(poutine.replay(program.model, trace=guide_trace)).get_trace(
                         *program.data.args, **program.data.kwargs
                     )
-                finding = support_finding(ours, replayed.nodes[name])
+                theirs = replayed.nodes[name]["fn"]
+                moves = range_of(theirs.support) != range_of(model_trace.nodes[name]["fn"].support)
+                finding = support_finding(ours, replayed.nodes[name], moves=moves)
             except Exception:  # a run that raises says nothing of the supports
                 finding = None
         if finding is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["family", "innermost", "layers", "plain_constraint", "range_of"]
+__all__ = ["bound", "family", "innermost", "layers", "plain_constraint", "range_of"]
 
 _WRAPPERS = ("Independent", "MaskedDistribution", "ExpandedDistribution")
 
@@ -57,10 +57,11 @@ def range_of(constraint: Any) -> str:
     words = _WORDS.get(type(constraint).__name__)
     if words is None:
         return str(constraint).removesuffix("()")
-    return words.format(lower=_bound(constraint, "lower_bound"), upper=_bound(constraint, "upper_bound"))
+    return words.format(lower=bound(constraint, "lower_bound"), upper=bound(constraint, "upper_bound"))
 
 
-def _bound(constraint: Any, side: str) -> str:
+def bound(constraint: Any, side: str) -> str:
+    """A bound in words, "low … high" where it differs by row."""
     value = getattr(constraint, side, None)
     if isinstance(value, Tensor):
         low, high = float(value.min()), float(value.max())

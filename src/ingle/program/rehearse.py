@@ -132,9 +132,10 @@ def _training(program: Program, run: tuple[Any, Any]) -> list[Finding]:
         for name, parameter in module.named_parameters()
         if parameter.requires_grad and id(parameter) not in leaves
     }
-    total: Any = sum(site_log_prob(node).sum() for trace in run for node in sample_nodes(trace))
     findings = []
-    if outside and isinstance(total, torch.Tensor) and total.requires_grad:
+    # Only then is the gradient worth its memory.
+    total: Any = sum(site_log_prob(node).sum() for trace in run for node in sample_nodes(trace)) if outside else None
+    if isinstance(total, torch.Tensor) and total.requires_grad:
         held = list(outside.values())
         gradients = torch.autograd.grad(total, [parameter for _, _, parameter in held], allow_unused=True)
         used = [part for part, gradient in zip(held, gradients, strict=True) if gradient is not None]

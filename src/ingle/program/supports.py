@@ -2,6 +2,8 @@
 
 The supports need not be the same: the guide's has to lie inside the model's. That is tried at points of the guide's
 support, all of a finite one, else points far out and in between that are mapped onto it from unconstrained space.
+Where a line reaches out of a bounded interval, draws of the guide tell a guide in its wrong place from one whose tails
+hardly count.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution, biject_to
 
-from ingle.program.distributions import family, innermost, plain_constraint, range_of
-from ingle.program.finding import Finding
+from ingle.program.distributions import bound, family, innermost, plain_constraint, range_of
+from ingle.program.finding import Finding, Severity
 
 __all__ = ["bounds_may_move", "support_finding"]
 
@@ -22,6 +24,9 @@ _FAR = (0.0, -0.5, 0.5, -3.0, 3.0, -40.0, 40.0)
 _FARTHER = (-1e4, -1e3, 1e3, 1e4)  # for the reals, where nothing is exponentiated on the way
 _INTEGERS = (0, 1, 2, 3, 10, 1_000, 1_000_000)
 _MOST = 4_096  # values of a finite support that are tried
+_DRAWS, _NUMBERS = 100, 10**6  # draws of the guide, fewer where they would be more numbers than these
+_INTERVALS = ("_HalfOpenInterval", "_Interval")
+_LINES = ("_GreaterThan", "_GreaterThanEq", "_LessThan", "_Real")
 
 # Constraints that say with two bounds what they hold; others of one class hold the same.
 _BOUNDED = (
@@ -36,11 +41,12 @@ _BOUNDED = (
 )
 
 
-def support_finding(ours: Any, theirs: Any) -> Finding | None:
+def support_finding(ours: Any, theirs: Any, *, moves: bool = False) -> Finding | None:
     """What the guide draws at a site that the model's distribution cannot have; None where nothing was found.
 
     Args:
         ours, theirs: the nodes of one latent in a run of the guide and in one of the model, of the same shape.
+        moves: whether the model's bounds are others in another run.
     """
     guide = innermost(ours["fn"])
     try:
@@ -53,7 +59,7 @@ def support_finding(ours: Any, theirs: Any) -> Finding | None:
     elif given.is_discrete != wanted.is_discrete:
         # A relaxed distribution may draw from a discrete support after all, straight through.
         crossed = given.is_discrete or _first_outside(wanted, iter([ours["value"]])) is not None
-        return _finding(ours, theirs, given, wanted, _kinds(wanted)) if crossed else None
+        return _finding(ours, theirs, given, wanted, _kinds(wanted), _fix(wanted, moves=moves)) if crossed else None
     elif _inside(given, wanted):
         return None
     else:
@@ -61,8 +67,19 @@ def support_finding(ours: Any, theirs: Any) -> Finding | None:
         outside = _first_outside(wanted, _points(guide, given, shape))
     if outside is None:
         return None
-    what = f"can be {outside:.4g} in the guide, which the model's distribution cannot have"
-    return _finding(ours, theirs, given, wanted, what)
+    fix = _fix(wanted, moves=moves)
+    kinds = [type(constraint).__name__ for constraint in (given, wanted)]
+    if kinds[0] not in _LINES or kinds[1] not in _INTERVALS:
+        return _finding(ours, theirs, given, wanted, _reaches("can draw", outside), fix)
+    drawn = _draws(ours)
+    beyond = _first_outside(wanted, iter(drawn))
+    if not drawn:
+        return _finding(ours, theirs, given, wanted, _reaches("can draw", outside), fix)
+    if beyond is not None:
+        return _finding(ours, theirs, given, wanted, _reaches("drew", beyond), fix)
+    what = "has tails that reach outside the model's support, though all draws tried lie inside"
+    fix = f"keep it if the guide stays well inside, since a draw outside makes the loss infinite; else {fix}"
+    return _finding(ours, theirs, given, wanted, what, fix, severity="warning")
 
 
 def bounds_may_move(fn: Any) -> bool:
@@ -138,22 +155,40 @@ def _first_outside(wanted: Any, points: Iterator[Tensor]) -> float | None:
     return None
 
 
+def _draws(ours: Any) -> list[Tensor]:
+    """Values that the guide does draw as it stands, that of the run among them; none where it cannot be asked."""
+    n = max(1, min(_DRAWS, _NUMBERS // max(ours["value"].numel(), 1)))
+    try:
+        with torch.no_grad():
+            return [ours["value"], ours["fn"].sample((n,))]
+    except Exception:  # the distribution may be the user's, and raise anything
+        return []
+
+
+def _reaches(verb: str, outside: float) -> str:
+    return f"{verb} {outside:.4g}, which the model's distribution cannot have"
+
+
 def _kinds(wanted: Any) -> str:
-    kinds = ("discrete", "continuous") if wanted.is_discrete else ("continuous", "discrete")
-    return f"is {kinds[0]} in the model and {kinds[1]} in the guide"
+    kinds = ("continuous", "discrete") if wanted.is_discrete else ("discrete", "continuous")
+    return f"draws {kinds[0]} values, but the model's distribution is {kinds[1]}"
 
 
-def _finding(ours: Any, theirs: Any, given: Any, wanted: Any, what: str) -> Finding:
+def _finding(
+    ours: Any, theirs: Any, given: Any, wanted: Any, what: str, fix: str, *, severity: Severity = "error"
+) -> Finding:
     name, shape = ours["name"], tuple(ours["value"].shape)
     guide = family(ours["fn"]) + ("" if given is None else f", {range_of(given)}")
-    message = f"site {name!r} {what} (model: {family(theirs['fn'])}, {range_of(wanted)}; guide: {guide}; shape {shape})"
-    fix = _fix(wanted)
+    message = (
+        f"site {name!r}: the guide {what} (model: {family(theirs['fn'])}, {range_of(wanted)}; guide: {guide}; "
+        f"shape {shape})"
+    )
     if getattr(theirs["fn"], "has_enumerate_support", False):
         fix += ", or leave it out to have it summed out"
-    return Finding("support", "error", name, message, fix)
+    return Finding("support", severity, name, message, fix)
 
 
-def _fix(wanted: Any) -> str:
+def _fix(wanted: Any, *, moves: bool) -> str:
     kind = type(wanted).__name__
     if wanted.is_discrete:
         return "sample it from a discrete distribution on the model's values"
@@ -162,9 +197,13 @@ def _fix(wanted: Any) -> str:
             "sample it from dist.LogNormal or dist.Gamma, or give a Delta's parameter constraint=constraints.positive"
         )
     if kind == "_Interval":
+        low, high = bound(wanted, "lower_bound"), bound(wanted, "upper_bound")
+        known = not moves and "…" not in low + high
+        ends = f"constraints.interval({low}, {high})" if known else "constraints.interval(low, high)"
+        beta = "dist.Beta, or from " if (low, high) == ("0", "1") else ""
         return (
-            "sample it from dist.Beta, or from dist.TransformedDistribution(dist.Normal(…), "
-            "[transforms.SigmoidTransform()]), moved to the model's range"
+            f"sample it from {beta}dist.TransformedDistribution(dist.Normal(…), torch.distributions.biject_to({ends}))"
+            + ("" if known else ", with low and high as in the model")
         )
     if kind == "_Simplex":
         return "sample it from dist.Dirichlet, or give a Delta's parameter constraint=constraints.simplex"

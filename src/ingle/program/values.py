@@ -11,7 +11,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 from ingle.data import Data
-from ingle.program.distributions import family, layers, range_of
+from ingle.program.distributions import family, layers, plain_constraint, range_of
 from ingle.program.explain import told
 from ingle.program.finding import Finding, Kind
 from ingle.program.fixes import UNDECLARED
@@ -79,11 +79,11 @@ def _observed(node: Any) -> Finding | None:
             "broadcast",
             "error",
             name,
-            f"the value observed at site {name!r} lacks its event shape, and would be repeated over it, so that each "
-            f"datum counts more than once ({told_shape})",
+            f"the value observed at site {name!r} does not have the event shape of its distribution, and would be "
+            f"repeated to fill it, so that each datum counts more than once ({told_shape})",
             f"observe a value whose shape ends in ({wanted}), or give the distribution the data's columns",
         )
-    if value.is_floating_point() and not bool(value.isfinite().all()):
+    if not _all_finite(value):
         kind: Kind = "not finite"
         bad = ~value.isfinite()
         word = "NaN, a missing value," if bool(value.isnan().any()) else "infinity"
@@ -91,10 +91,11 @@ def _observed(node: Any) -> Finding | None:
         fix = "leave it out, or observe the rest with obs_mask and any number in its place, torch.nan_to_num(y)"
     else:
         try:
-            beyond = outside(fn.support, value)
+            support = fn.support
         except (AttributeError, NotImplementedError):  # a distribution need not say what its support is
             return None
-        if beyond is None or not bool(beyond.any()):
+        beyond = None if _all_inside(support, value) else outside(support, value)
+        if beyond is None:
             return None
         kind, bad = "outside support", beyond
         values = value if bad.shape == value.shape else value.flatten(bad.dim(), -1)
@@ -103,7 +104,27 @@ def _observed(node: Any) -> Finding | None:
             f"{range_of(fn.support)}, {share_of(bad, values)} ({told_shape})"
         )
         fix = "check the data, or take another family"
+        if family(fn) == "Categorical":
+            fix = "check the data: labels count from 0, and there are as many as the probabilities"
     return Finding(kind, "error", name, message, _behind_mask(node, bad) or fix, cause=_refusal(node))
+
+
+def _all_finite(value: Tensor) -> bool:
+    """Whether no element is NaN or infinite, without a tensor as large as the value where that is so."""
+    if not value.is_floating_point() or bool(value.sum().isfinite()):
+        return True
+    return bool(value.isfinite().all())  # finite elements may have an infinite sum
+
+
+def _all_inside(support: Any, value: Tensor) -> bool:
+    """Whether every element of a finite value is inside, as far as that can be told."""
+    constraint = plain_constraint(support)
+    if type(constraint).__name__ == "_Real":
+        return True
+    try:
+        return bool(constraint.check(value).all())
+    except Exception:  # shapes that do not go together, which the log_prob tells better
+        return True
 
 
 def _behind_mask(node: Any, bad: Tensor) -> str | None:
