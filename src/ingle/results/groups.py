@@ -88,6 +88,8 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
     attributes: dict[str, Any] = {"draws_from": "the guide"}
     found: Groups = {}
     drawn, log_q = guided(program, n)
+    shown = set(groups) & {"posterior", "posterior_predictive"}
+    states = discrete(program, drawn, n) if shown else {}  # next after the guide's, as `Fit.draws` draws them
     if weighted or set(groups) & {"log_likelihood", "sample_stats"}:
         stats, pointwise = evaluate(program, drawn, n, pointwise="log_likelihood" in groups)
         without = why_no_weights(program)
@@ -99,14 +101,14 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
             if without is not None:
                 raise OptionError(f"the draws have no importance weights: {without}")
             chosen, told = resampled(stats.pop("log_weight"))
-            drawn, stats, pointwise = (_pick(tree, chosen) for tree in (drawn, stats, pointwise))
+            drawn, states, stats, pointwise = (_pick(tree, chosen) for tree in (drawn, states, stats, pointwise))
             attributes |= {"draws_from": "the guide, resampled by smoothed importance weights", **told}
         found["sample_stats"] = {name: Variable(value, ()) for name, value in stats.items()}
         found["log_likelihood"] = _pointwise(program, pointwise)
     if "log_likelihood" in groups and found.get("log_likelihood"):
         _tell_of_likelihood(program, drawn, attributes)
-    if set(groups) & {"posterior", "posterior_predictive"}:
-        found |= _posterior(program, drawn, n, groups)
+    if shown:
+        found |= _posterior(program, drawn, states, n, groups)
     if set(groups) & {"prior", "prior_predictive"}:
         found |= _prior(program, n, groups, attributes)
     if set(groups) & {"observed_data", "constant_data"}:
@@ -114,11 +116,13 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
     return {name: found[name] for name in get_args(GroupName) if name in groups and found.get(name)}, attributes
 
 
-def _posterior(program: Program, drawn: dict[str, Tensor], n: int, groups: Collection[str]) -> Groups:
+def _posterior(
+    program: Program, drawn: dict[str, Tensor], states: dict[str, Tensor], n: int, groups: Collection[str]
+) -> Groups:
     """Latents and deterministic sites at the draws, and observed sites drawn anew."""
     sites = {site.name: site for site in program.model_sites}
     found: Groups = {}
-    everything = drawn | discrete(program, drawn, n)
+    everything = drawn | states
     if "posterior" in groups:
         kept = [site.name for site in deterministic_sites(program, discrete_too=True)]
         values = everything | (modelled(program, everything, n, keep=kept) if kept else {})
