@@ -374,7 +374,9 @@ def test_seconds_add_up(path: Path) -> None:
 
 
 def test_what_a_killed_fit_left_half_written_is_removed(path: Path) -> None:
-    stray = path.with_name(".fit.ingle.00ff00ff.tmp")
+    over = subprocess.Popen([sys.executable, "-c", ""])
+    over.wait()
+    stray = path.with_name(f".fit.ingle.{over.pid}-00ff00ff.tmp")
     stray.write_bytes(b"half")
     other = path.with_name(".fit.tmp")
     other.write_bytes(b"not ours")

@@ -221,6 +221,76 @@ def test_folder_without_permission(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+FAILED_WRITE = """
+import gc, sys
+from pathlib import Path
+import pyro
+import torch
+from ingle import FileError, saved
+
+def fail():
+    try:
+        saved.write(Path(sys.argv[1]), {"a": torch.zeros(3)})
+    except FileError:
+        print("refused", flush=True)
+
+fail()
+gc.collect()
+print("collected")
+"""
+
+
+def test_failed_write_leaves_nothing_that_breaks_the_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 crashes where a view of the buffer is left in the traceback's cycle."""
+    command = [sys.executable, "-c", FAILED_WRITE, str(tmp_path / "missing" / "fit")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["refused", "collected"]), done.stderr
+
+    views: list[memoryview] = []
+    monkeypatch.setattr(saved, "_replace", lambda path, content, **options: views.append(content))
+    saved.write(tmp_path / "fit", {"a": torch.zeros(3)})
+    with pytest.raises(ValueError, match="released"):
+        len(views[0])
+
+
+def ended() -> int:
+    """The number of a process that is over."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_what_a_process_that_is_over_left_of_this_file_is_removed(tmp_path: Path) -> None:
+    over, other = ended(), os.getppid()
+    strays = [f".run.{over}-00ff00ff.tmp", f".run.{os.getpid()}-00ff00ff.tmp"]  # ours is of one that had our number
+    kept = [
+        f".run.{other}-00ff00ff.tmp",
+        f".run.1.{over}-00ff00ff.tmp",
+        ".run.notes.tmp",
+        ".run.00ff00ff.tmp",
+        f".run.{over}-00ff00ff.tmp.old",
+        f".runs.{over}-00ff00ff.tmp",
+    ]
+    for name in [*strays, *kept]:
+        (tmp_path / name).write_bytes(b"half")
+    saved.check_writable(tmp_path / "run")
+    assert sorted(name.name for name in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_folder_that_is_there_is_not_called_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, replace = load(path), os.replace
+
+    def taken(source: Any, target: Any) -> None:
+        os.unlink(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", taken)
+    with pytest.raises(ingle.FileError, match="what was written vanished from folder") as caught:
+        fit.save(path)
+    assert "there is no folder" not in str(caught.value)
+    assert load(path).steps == 5
+
+
 @pytest.mark.parametrize("broken", ["fsync", "replace", "interrupt"])
 def test_write_that_breaks_leaves_the_old_file(broken: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, fit = path.read_bytes(), ingle.fit(model, "normal", Y, steps=9)

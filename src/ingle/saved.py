@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import secrets
 import stat
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from torch import Tensor
 from ingle.errors import FileError, OptionError
 from ingle.version import __version__
 
-__all__ = ["check_writable", "plain", "read", "resolve_path", "write"]
+__all__ = ["Stamp", "check_writable", "plain", "read", "resolve_path", "stamp", "write"]
+
+Stamp = tuple[int, int, int]  # inode, time of the last change in ns, size in bytes
 
 FORMAT = "ingle fit"
 VERSION = 1  # grows when an older Ingle could not read the file
@@ -45,8 +48,25 @@ def resolve_path(name: str, path: object) -> Path:
     return Path(os.path.realpath(given))
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
+def stamp(path: Path) -> Stamp | None:
+    """What tells a file from every other that was ever there; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def write(path: Path, content: Mapping[str, Any], *, before: Callable[[Stamp], None] = lambda ours: None) -> Stamp:
     """Write a file at once: whatever happens, `path` holds all of the old content or all of the new.
+
+    Args:
+        path: of the file.
+        content: for `read` to give back.
+        before: called with the stamp of the new file just before it is put in place; may raise `FileError`.
+
+    Returns:
+        The stamp of the new file.
 
     Raises:
         FileError: it cannot be written; what was there is whole.
@@ -55,7 +75,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     about = {"format": FORMAT, "version": VERSION, "ingle": __version__, "torch": str(torch.__version__)}
     with _checksums():
         torch.save({**about, **content}, buffer)
-    _replace(path, buffer.getbuffer())
+    with buffer.getbuffer() as view:  # let go of at once: a view that is left in a traceback crashes Python 3.12's gc
+        return _replace(path, view, before=before)
 
 
 def check_writable(path: Path) -> None:
@@ -68,7 +89,8 @@ def check_writable(path: Path) -> None:
     """
     with _told(path):
         for stray in path.parent.iterdir():
-            if stray.name.startswith(f".{path.name}.") and stray.name.endswith(".tmp"):
+            ours = re.fullmatch(rf"\.{re.escape(path.name)}\.([0-9]+)-[0-9a-f]{{8}}\.tmp", stray.name)
+            if ours is not None and not _lives(int(ours[1])):
                 stray.unlink(missing_ok=True)
     _replace(path, b"trial", keep=False)
 
@@ -148,9 +170,11 @@ def _key(key: Any, where: str) -> Any:
     return key
 
 
-def _replace(path: Path, content: Any, *, keep: bool = True) -> None:
+def _replace(
+    path: Path, content: Any, *, keep: bool = True, before: Callable[[Stamp], None] = lambda ours: None
+) -> Stamp:
     """Write beside `path`, then put it in the place of `path`, or, without `keep`, remove it again."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with _told(path):
         if path.is_dir():
             raise FileError(f"{path} is a folder: give the name of a file in it")
@@ -161,7 +185,10 @@ def _replace(path: Path, content: Any, *, keep: bool = True) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            found = beside.stat()
+            ours = found.st_ino, found.st_mtime_ns, found.st_size
             if keep:
+                before(ours)
                 with suppress(OSError):  # the new file is as open to others as the old one was
                     os.chmod(beside, stat.S_IMODE(path.stat().st_mode))
                 os.replace(beside, path)
@@ -173,6 +200,20 @@ def _replace(path: Path, content: Any, *, keep: bool = True) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+    return ours
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process has this number. What this one writes is whole before it looks."""
+    if pid == os.getpid() or os.name == "nt":  # on Windows os.kill would end it, and no open file is removed
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 @contextmanager
@@ -194,7 +235,11 @@ def _told(path: Path) -> Iterator[None]:
     except FileError:
         raise
     except OSError as error:
-        if error.errno == errno.ENOENT:
+        if error.errno == errno.ENOENT and path.parent.is_dir():
+            why = (
+                f"what was written vanished from folder {path.parent} ({error.strerror}); keep others out and try again"
+            )
+        elif error.errno == errno.ENOENT:
             why = f"there is no folder {path.parent}; make it first"
         elif error.errno in _FORBIDDEN:
             why = f"no permission to write in folder {path.parent} ({error.strerror})"
