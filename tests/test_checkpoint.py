@@ -367,6 +367,112 @@ def test_parameter_that_comes_late_is_refused(path: Path) -> None:
     assert len(saved.read(path)["losses"]) == 50
 
 
+def test_older_fit_leaves_a_newer_file_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ingle.fit(model, guide, Y, steps=50, optim=ADAM, checkpoint=path)
+    ingle.fit(model, guide, Y, steps=300, optim=ADAM, checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(ingle.FileError, match=r"fit\.ingle was written by another fit since .* stays") as raised:
+        old.resume(10)
+    assert path.read_bytes() == before
+    assert raised.value.fit is not None
+    assert_same(raised.value.fit, ingle.fit(model, guide, Y, steps=60, optim=ADAM))
+
+    monkeypatch.setattr(ingle.checkpoint, "SECONDS", 0.0)
+    with (
+        pytest.warns(ingle.IngleWarning, match="written by another fit .*The fit goes on") as caught,
+        pytest.raises(ingle.FileError, match="written by another fit"),
+    ):
+        raised.value.fit.resume(200)
+    assert len(caught) == 1
+    assert path.read_bytes() == before
+    assert [name.name for name in path.parent.iterdir()] == ["fit.ingle"]
+
+
+def test_file_that_comes_after_the_start_is_left_alone(path: Path) -> None:
+    calls = itertools.count()
+
+    def other(y: Tensor) -> None:
+        if next(calls) == 30:
+            path.write_bytes(b"another's")
+        model(y)
+
+    with (
+        pytest.warns(ingle.IngleWarning, match="written by another fit"),
+        pytest.raises(ingle.FileError, match="written by another fit"),
+    ):
+        ingle.fit(other, guide, Y, steps=60, optim=ADAM, checkpoint=path)
+    assert path.read_bytes() == b"another's"
+
+
+def test_own_file_goes_on_being_written(path: Path) -> None:
+    """Also after Fit.save to it, and after it was deleted."""
+    fit = ingle.fit(model, guide, Y, steps=50, optim=ADAM, checkpoint=path).resume(10)
+    fit.save(path)
+    fit = fit.resume(10)
+    path.unlink()
+    fit.resume(10)
+    assert len(saved.read(path)["losses"]) == 80
+
+
+def test_ctrl_c_just_after_a_write_knows_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingle.fit(model, guide, Y, steps=50, optim=ADAM, checkpoint=path)
+    sync, calls = os.fsync, itertools.count()
+
+    def interrupted(file: int) -> None:
+        if next(calls) == 3:  # the trial and its folder, the file, then its folder: the new file is in place
+            raise KeyboardInterrupt
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    fit = ingle.fit(model, guide, Y, steps=200, optim=ADAM, checkpoint=path)
+    assert (fit.stopped, fit.steps) == ("interrupted", 100)
+    assert len(saved.read(path)["losses"]) == 100
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, Any]:
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    return {"state": state, "attributes": {name: set(vars(part)) for name, part in module.named_modules()}}
+
+
+@pytest.mark.parametrize("way", ["load", "fit"])
+def test_refused_file_leaves_modules_alone(way: str, path: Path) -> None:
+    """The fit in the file has another guide and another dtype, which the module is not left with."""
+
+    class Amortised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+
+        def forward(self, y: Tensor) -> None:
+            self.seen = y
+            pyro.module("net", self.net)
+            loc, scale = self.net(y[:, None]).mean(0)
+            pyro.sample("mu", dist.Normal(loc, scale.exp()))
+
+    ingle.fit(model, guide, Y, steps=5, dtype=torch.float64).save(path)
+    module = Amortised()
+    before = snapshot(module)
+    with pytest.raises(ingle.FileError, match="is of another fit"):
+        if way == "load":
+            ingle.load(path, model, module, Y)
+        else:
+            ingle.fit(model, module, Y, steps=9, dtype=torch.float64, checkpoint=path)
+    after = snapshot(module)
+    assert after["attributes"] == before["attributes"]
+    for name, value in before["state"].items():
+        assert after["state"][name].dtype == value.dtype, name
+        assert torch.equal(after["state"][name], value), name
+
+    ingle.fit(model, module, Y, steps=5, dtype=torch.float64).save(path)
+    other = Amortised()
+    if way == "load":
+        ingle.load(path, model, other, Y)
+    else:
+        ingle.fit(model, other, Y, steps=5, dtype=torch.float64, checkpoint=path)
+    for name, value in module.state_dict().items():  # a file that is taken stays in
+        assert torch.equal(other.state_dict()[name], value), name
+
+
 def test_seconds_add_up(path: Path) -> None:
     first = ingle.fit(model, guide, Y, steps=50, optim=ADAM, checkpoint=path)
     more = ingle.fit(model, guide, Y, steps=100, optim=ADAM, checkpoint=path)

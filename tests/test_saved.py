@@ -140,6 +140,45 @@ def test_checksums_are_written_where_the_user_turned_them_off(path: Path) -> Non
         torch.serialization.set_crc32_options(True)
 
 
+def without(part: str, key: str | None = None, **other: Any) -> Any:
+    """Damages the content of a file: a key is gone, or is something else."""
+
+    def damage(content: dict[str, Any]) -> None:
+        held = content if key is None else content[part]
+        held.update(other) if other else held.pop(part if key is None else key)
+
+    return damage
+
+
+DAMAGED = {
+    "no version": (without("version"), "it has no version"),
+    "version in words": (without("", version="one"), "it has no version"),
+    "no dtype": (without("about", "dtype"), "its about has no 'dtype'"),
+    "other keys": (without("", about={"colour": "red"}), "its about has no 'seed'"),
+    "odd dtype": (without("about", "", dtype="int3"), "in dtype 'int3' with seed 0"),
+    "odd seed": (without("about", "", seed=-1), "with seed -1"),
+    "seed in words": (without("about", "", seed="zero"), "'seed' of its about is of str"),
+    "no sites": (without("program", "guide sites"), "its program has no 'guide sites'"),
+    "no parameter": (without("values", "", leaves={}), r"no value of parameter 'AutoNormal\.locs\.mu'"),
+    "no generators": (without("rows", "generators"), "its rows has no 'generators'"),
+    "no level": (without("rule", "level"), "its rule has no 'level'"),
+    "no sides": (without("optimisers", "sides"), "its optimisers has no 'sides'"),
+    "losses in rows": (without("", losses=torch.zeros(2, 3)), r"its losses have shape \(2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_content_of_another_kind_is_damaged(kind: str, path: Path) -> None:
+    damage, said = DAMAGED[kind]
+    content = saved.read(path)
+    damage(content)
+    torch.save(content, path)
+    with pytest.raises(ingle.FileError, match=rf"fit is damaged: .*{said}"):
+        load(path)
+    with pytest.raises(ingle.FileError, match=rf"fit is damaged: .*{said}"):
+        ingle.fit(model, "normal", Y, steps=9, checkpoint=path)
+
+
 def test_newer_format(path: Path) -> None:
     torch.save({**saved.read(path), "version": saved.VERSION + 1, "ingle": "9.0"}, path)
     with pytest.raises(ingle.FileError, match=r"has format 2, written by Ingle 9\.0.*install a newer one"):

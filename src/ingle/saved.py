@@ -31,10 +31,26 @@ VERSION = 1  # grows when an older Ingle could not read the file
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_PARTS = {
-    "about": dict, "program": dict, "data": dict, "values": dict, "optimisers": dict, "random": dict, "rows": dict,
-    "rule": dict, "losses": Tensor, "seconds": float, "stopped": str, "reason": str,
+_PARTS: dict[str, Any] = {
+    "about": {
+        "seed": int, "dtype": str, "device": str, "batch_size": dict, "objective": str, "objective reason": str,
+        "particles": int, "optimiser": str, "optimiser described": str, "engine": str,
+    },
+    "program": {
+        "guide": str, "model sites": dict, "guide sites": dict, "parameters": dict, "buffers": dict, "fixed": dict,
+    },
+    "data": dict,
+    "values": {"leaves": dict, "buffers": dict, "others": dict, "fixed": dict},
+    "optimisers": {"taken": int, "sides": dict},
+    "random": {"torch_cpu": Tensor, "torch_cuda": (Tensor, type(None)), "numpy": tuple, "python": tuple},
+    "rows": {"orders": dict, "places": dict, "generators": dict},
+    "rule": {"levels": int, "level": int, "since": int, "looked": int, "budget": int},
+    "losses": Tensor,
+    "seconds": float,
+    "stopped": str,
+    "reason": str,
 }  # fmt: skip
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def resolve_path(name: str, path: object) -> Path:
@@ -125,15 +141,37 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise FileError(f"{path} was written by torch.save, but is not a file of a fit: Fit.save writes one")
     version = content.get("version")
-    if isinstance(version, int) and version > VERSION:
+    if type(version) is int and version > VERSION:
         raise FileError(
             f"{path} has format {version}, written by Ingle {content.get('ingle')}; this is Ingle {__version__}, which "
             f"reads formats up to {VERSION}: install a newer one"
         )
-    missing = [part for part, kind in _PARTS.items() if not isinstance(content.get(part), kind)]
-    if missing:
-        raise FileError(f"{path} is damaged: it has no {missing[0]}")
+    told = "it has no version" if type(version) is not int else _damage(content)
+    if told is not None:
+        raise FileError(f"{path} is damaged: {told}. Take another copy, or fit anew")
     return content
+
+
+def _damage(content: Mapping[str, Any]) -> str | None:
+    """What is missing in the content of a file, or of another kind than `write` was given, in words."""
+    for part, kinds in _PARTS.items():
+        if not isinstance(content.get(part), dict if isinstance(kinds, dict) else kinds):
+            return f"it has no {part}"
+        for key, kind in kinds.items() if isinstance(kinds, dict) else ():
+            if key not in content[part]:
+                return f"its {part} has no {key!r}"
+            if not isinstance(content[part][key], kind):
+                return f"{key!r} of its {part} is of {type(content[part][key]).__name__}"
+    about, program, values = content["about"], content["program"], content["values"]
+    if about["dtype"] not in _DTYPES or not 0 <= about["seed"] < 2**32:
+        return f"it tells of a fit in dtype {about['dtype']!r} with seed {about['seed']}"
+    for described, held in (("parameters", "leaves"), ("fixed", "fixed")):
+        lost = [name for name in program[described] if not isinstance(values[held].get(name), Tensor)]
+        if lost:
+            return f"it has no value of parameter {lost[0]!r}"
+    if content["losses"].dim() != 1:
+        return f"its losses have shape {tuple(content['losses'].shape)}"
+    return None
 
 
 def plain(value: Any, where: str) -> Any:

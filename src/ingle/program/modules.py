@@ -79,16 +79,17 @@ def buffers_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def modules_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+def modules_kept(modules: Iterable[torch.nn.Module]) -> Iterator[ExitStack]:
     """Modules are afterwards what they were: dtype, device, buffers, and attributes that a run set or filled.
 
-    Values of parameters are not copied, since nothing inside trains them.
+    Values of parameters are not copied, since nothing inside trains them. `pop_all` of what is given lets the modules
+    stay as they are by then.
     """
     parts = list({id(part): part for module in modules for part in module.modules()}.values())
     with ExitStack() as stack:
         for part in parts:
             stack.callback(_put_back(part))
-        yield
+        yield stack
 
 
 def _put_back(part: torch.nn.Module) -> Callable[[], None]:
