@@ -31,6 +31,7 @@ from ingle import saved
 from ingle.trust import Plateau
 
 KILLS = 20
+AHEAD = 15  # steps that a fit takes at most past the one at which it is to be killed
 STEPS = {"steps": 500, "budget": None}
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(1)) + torch.tensor([0.0, 1.0, 2.0])
 
@@ -46,44 +47,89 @@ def model(x: Tensor) -> None:
 class Guide(torch.nn.Module):
     """Batch norm keeps running statistics, and dropout draws random numbers."""
 
-    def __init__(self, started: Callable[[], None]) -> None:
+    def __init__(self, step: Callable[[], None]) -> None:
         super().__init__()
         parts = [torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2)]
         self.net = torch.nn.Sequential(*parts)
-        self.started = started
+        self.step = step
 
     def forward(self, x: Tensor) -> None:
-        self.started()
+        self.step()
         pyro.module("net", self.net)
         with pyro.plate("data", len(x)) as i:
             loc, scale = self.net(x[i]).unbind(-1)
             pyro.sample("z", dist.Normal(loc, torch.nn.functional.softplus(scale) + 1e-3))
 
 
-def run(case: str, weights: int, path: Path, started: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def run(case: str, weights: int, path: Path, step: Callable[[], None] = lambda: None) -> dict[str, Any]:
     torch.manual_seed(weights)
-    guide = Guide(started)
+    guide = Guide(step)
     fit = ingle.fit(model, guide, X, steps=STEPS[case], batch_size={"data": 16}, checkpoint=path, progress=False)
     buffers = dict(guide.named_buffers())
     return {"losses": torch.from_numpy(fit.losses), "stopped": fit.stopped, "values": {**fit.params, **buffers}}
 
 
-def child(work: Callable[[Callable[[], None]], object]) -> int:
-    """Fork; returns once the child has called its model, or ended."""
-    ready, tell = os.pipe()
+class Told:
+    """Tells the parent through a pipe of each step and each write, and waits for its end where it is far ahead.
+
+    A parent that is kept from running finds the fit where it is to be killed, on a machine of any speed.
+    """
+
+    def __init__(self, pipe: int, most: int) -> None:
+        self.pipe, self.left, self.sync = pipe, most, os.fsync
+        os.fsync = self.write
+
+    def step(self) -> None:
+        os.write(self.pipe, b"s")
+        self.left -= 1
+        if self.left == 0:
+            os.write(self.pipe, b".")
+            time.sleep(600.0)
+
+    def write(self, file: int) -> None:
+        os.write(self.pipe, b"w")
+        time.sleep(0.002)  # as a slow disk
+        self.sync(file)
+
+
+def child(work: Callable[[Callable[[], None]], object]) -> None:
+    """Work in a fork to the end."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            os.close(ready)
-            work(functools.cache(lambda: print("started", file=os.fdopen(tell, "w"), flush=True)))
+            work(lambda: None)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def killed(work: Callable[[Callable[[], None]], object], step: int, in_write: bool, after: float) -> bool:
+    """Work in a fork that is killed `after` seconds past a step or the next write; whether it lived so long."""
+    hear, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(hear)
+            work(Told(tell, step + AHEAD).step)
             code = 0
         finally:
             os._exit(code)
     os.close(tell)
-    os.read(ready, 1)
-    os.close(ready)
-    return pid
+    steps, told = 0, b"s"
+    while told and steps < step:
+        told = os.read(hear, 1)
+        steps += told == b"s"
+    while told and in_write:
+        told = os.read(hear, 1)
+        in_write = told == b"s"
+    time.sleep(after)
+    os.kill(pid, signal.SIGKILL)
+    lived = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    os.close(hear)
+    return lived
 
 
 def main(case: str, folder: Path) -> None:
@@ -93,25 +139,23 @@ def main(case: str, folder: Path) -> None:
     Plateau.EVERY, Plateau.MAX_STEPS = 100, 500
     alone, path = folder / "alone", folder / "killed"
 
-    pid = child(lambda started: torch.save(run(case, 0, alone, started), folder / "alone.pt"))
-    assert os.waitpid(pid, 0)[1] == 0
+    child(lambda step: torch.save(run(case, 0, alone, step), folder / "alone.pt"))
     moments = random.Random(7)
     kills = writing = 0
     steps = [0]
     while kills < KILLS:
         # The weights that the fit starts from are part of it; once there is a file, they are overwritten.
         weights = kills if path.exists() else 0
-        pid = child(lambda started, weights=weights: run(case, weights, path, started))  # type: ignore[misc]
-        time.sleep(moments.uniform(0.0, 0.2))
-        os.kill(pid, signal.SIGKILL)
-        if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
+        work = functools.partial(run, case, weights, path)
+        in_write = bool(kills % 2)
+        after = moments.uniform(0.0, 0.002 if in_write else 0.005)
+        if not killed(work, moments.randint(1, 25), in_write, after):
             break  # it was over before
         kills += 1
         writing += any(name.suffix == ".tmp" for name in folder.iterdir())
         if path.exists():
             steps.append(len(saved.read(path)["losses"]))
-    pid = child(lambda started: torch.save(run(case, 99, path, started), folder / "killed.pt"))
-    assert os.waitpid(pid, 0)[1] == 0
+    child(lambda step: torch.save(run(case, 99, path, step), folder / "killed.pt"))
     one, other = (torch.load(folder / name) for name in ("alone.pt", "killed.pt"))
     told = {
         "kills": kills,

@@ -81,6 +81,17 @@ def test_refusals(data: Any, said: str) -> None:
         read(data)
 
 
+@pytest.mark.parametrize(("given", "name"), [({"y": "meta", "x": "cpu"}, "y"), (("cpu", "meta"), "argument 1")])
+def test_tensor_without_numbers(given: Any, name: str) -> None:
+    def empty(places: Any) -> Any:
+        if isinstance(places, dict):
+            return {name: torch.zeros(3, device=place) for name, place in places.items()}
+        return tuple(torch.zeros(3, device=place) for place in places)
+
+    with pytest.raises(DataError, match=f"{name} is a tensor on the meta device, which holds no numbers"):
+        read(empty(given)).to(torch.float32, torch.device("cpu"))
+
+
 def batches(sizes: dict[str, tuple[int, int]], seed: int = 0) -> Minibatches:
     return Minibatches(sizes, seed=seed, device=torch.device("cpu"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -300,10 +301,37 @@ def test_earlier_fit_sees_the_parameters_and_goes_on_from_the_newest() -> None:
     first = ingle.fit(model, guide, Y, optim=ADAM, steps=50)
     before = first.params["loc"]
     second = first.resume(50)
-    assert not torch.equal(first.params["loc"], before)
-    assert torch.equal(first.params["loc"], second.params["loc"])
+    with pytest.warns(ingle.IngleWarning, match="gone on with to 100 steps, and its parameters are those now"):
+        now = first.params["loc"]
+    assert not torch.equal(now, before)
+    assert torch.equal(now, second.params["loc"])
     assert (first.steps, len(first.losses)) == (50, 50)
     assert first.resume(20).steps == 120
+
+
+USES: dict[str, Callable[[ingle.Fit], Any]] = {
+    "params": lambda fit: fit.params,
+    "draws": lambda fit: fit.draws(3),
+    "predict": lambda fit: fit.predict(n=3),
+    "to_arviz": lambda fit: fit.to_arviz(3, groups=["posterior"]),
+    "summary": lambda fit: fit.summary(4),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_fit_that_was_gone_on_with_says_so(use: str, tmp_path: Any) -> None:
+    """Once a call, at the user's line; the newest fit says nothing, and so do resume and save."""
+    first = ingle.fit(model, guide, Y, optim=ADAM, steps=5)
+    second = first.resume(5)
+    with pytest.warns(ingle.IngleWarning, match="gone on with to 10 steps.*use the Fit that resume returned") as caught:
+        USES[use](first)
+    assert len([one for one in caught if issubclass(one.category, ingle.IngleWarning)]) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ingle.IngleWarning)
+        USES[use](second)
+        first.save(tmp_path / "fit")
+        first.resume(2)
 
 
 def test_module_that_another_fit_trained_goes_back() -> None:

@@ -140,6 +140,45 @@ def test_checksums_are_written_where_the_user_turned_them_off(path: Path) -> Non
         torch.serialization.set_crc32_options(True)
 
 
+def without(part: str, key: str | None = None, **other: Any) -> Any:
+    """Damages the content of a file: a key is gone, or is something else."""
+
+    def damage(content: dict[str, Any]) -> None:
+        held = content if key is None else content[part]
+        held.update(other) if other else held.pop(part if key is None else key)
+
+    return damage
+
+
+DAMAGED = {
+    "no version": (without("version"), "it has no version"),
+    "version in words": (without("", version="one"), "it has no version"),
+    "no dtype": (without("about", "dtype"), "its about has no 'dtype'"),
+    "other keys": (without("", about={"colour": "red"}), "its about has no 'seed'"),
+    "odd dtype": (without("about", "", dtype="int3"), "in dtype 'int3' with seed 0"),
+    "odd seed": (without("about", "", seed=-1), "with seed -1"),
+    "seed in words": (without("about", "", seed="zero"), "'seed' of its about is of str"),
+    "no sites": (without("program", "guide sites"), "its program has no 'guide sites'"),
+    "no parameter": (without("values", "", leaves={}), r"no value of parameter 'AutoNormal\.locs\.mu'"),
+    "no generators": (without("rows", "generators"), "its rows has no 'generators'"),
+    "no level": (without("rule", "level"), "its rule has no 'level'"),
+    "no sides": (without("optimisers", "sides"), "its optimisers has no 'sides'"),
+    "losses in rows": (without("", losses=torch.zeros(2, 3)), r"its losses have shape \(2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_content_of_another_kind_is_damaged(kind: str, path: Path) -> None:
+    damage, said = DAMAGED[kind]
+    content = saved.read(path)
+    damage(content)
+    torch.save(content, path)
+    with pytest.raises(ingle.FileError, match=rf"fit is damaged: .*{said}"):
+        load(path)
+    with pytest.raises(ingle.FileError, match=rf"fit is damaged: .*{said}"):
+        ingle.fit(model, "normal", Y, steps=9, checkpoint=path)
+
+
 def test_newer_format(path: Path) -> None:
     torch.save({**saved.read(path), "version": saved.VERSION + 1, "ingle": "9.0"}, path)
     with pytest.raises(ingle.FileError, match=r"has format 2, written by Ingle 9\.0.*install a newer one"):
@@ -219,6 +258,76 @@ def test_folder_without_permission(path: Path) -> None:
     assert len(told) == 2
     assert all(f"no permission to write in folder {path.parent}" in line for line in told)
     assert path.read_bytes() == before
+
+
+FAILED_WRITE = """
+import gc, sys
+from pathlib import Path
+import pyro
+import torch
+from ingle import FileError, saved
+
+def fail():
+    try:
+        saved.write(Path(sys.argv[1]), {"a": torch.zeros(3)})
+    except FileError:
+        print("refused", flush=True)
+
+fail()
+gc.collect()
+print("collected")
+"""
+
+
+def test_failed_write_leaves_nothing_that_breaks_the_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 crashes where a view of the buffer is left in the traceback's cycle."""
+    command = [sys.executable, "-c", FAILED_WRITE, str(tmp_path / "missing" / "fit")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["refused", "collected"]), done.stderr
+
+    views: list[memoryview] = []
+    monkeypatch.setattr(saved, "_replace", lambda path, content, **options: views.append(content))
+    saved.write(tmp_path / "fit", {"a": torch.zeros(3)})
+    with pytest.raises(ValueError, match="released"):
+        len(views[0])
+
+
+def ended() -> int:
+    """The number of a process that is over."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_what_a_process_that_is_over_left_of_this_file_is_removed(tmp_path: Path) -> None:
+    over, other = ended(), os.getppid()
+    strays = [f".run.{over}-00ff00ff.tmp", f".run.{os.getpid()}-00ff00ff.tmp"]  # ours is of one that had our number
+    kept = [
+        f".run.{other}-00ff00ff.tmp",
+        f".run.1.{over}-00ff00ff.tmp",
+        ".run.notes.tmp",
+        ".run.00ff00ff.tmp",
+        f".run.{over}-00ff00ff.tmp.old",
+        f".runs.{over}-00ff00ff.tmp",
+    ]
+    for name in [*strays, *kept]:
+        (tmp_path / name).write_bytes(b"half")
+    saved.check_writable(tmp_path / "run")
+    assert sorted(name.name for name in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_folder_that_is_there_is_not_called_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, replace = load(path), os.replace
+
+    def taken(source: Any, target: Any) -> None:
+        os.unlink(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", taken)
+    with pytest.raises(ingle.FileError, match="what was written vanished from folder") as caught:
+        fit.save(path)
+    assert "there is no folder" not in str(caught.value)
+    assert load(path).steps == 5
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace", "interrupt"])

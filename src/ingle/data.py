@@ -49,7 +49,14 @@ class Data:
         return next((value.device for _, value in self.items() if isinstance(value, Tensor)), None)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Data:
-        """Copies: floating tensors in `dtype`, every tensor on `device`; integers and booleans keep their kind."""
+        """Copies: floating tensors in `dtype`, every tensor on `device`; integers and booleans keep their kind.
+
+        Raises:
+            DataError: a tensor is on the meta device.
+        """
+        empty = next((name for name, value in self.items() if isinstance(value, Tensor) and value.is_meta), None)
+        if empty is not None:
+            raise DataError(f"{empty} is a tensor on the meta device, which holds no numbers: give one that holds them")
 
         def move(value: Any) -> Any:
             if not isinstance(value, Tensor):

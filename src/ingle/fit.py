@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,7 +17,7 @@ from ingle.errors import OptionError
 from ingle.fitted import Fit, carry_on
 from ingle.objectives import choose
 from ingle.options import positive_integer
-from ingle.program import GuideName, buffers_kept, build_program, find_modules, set_guide
+from ingle.program import GuideName, buffers_kept, build_program, find_modules, modules_kept, set_guide
 from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
 from ingle.trained import note_trained, warn_of_trained
 from ingle.training import Training
@@ -110,8 +111,10 @@ def fit(
     optimisers = resolve_optimisers(optim, guide_steps=guide_steps, steps=steps)
     rows = resolve_batch_size(batch_size)
     file = None if checkpoint is None else Checkpoint(saved.resolve_path("checkpoint", checkpoint))
-    content = None if file is None or not os.path.exists(file.path) else saved.read(file.path)
-    with runtime.scope():
+    content = None if file is None else file.read()
+    with runtime.scope(), ExitStack() as stack:
+        if content is not None:
+            refused = stack.enter_context(modules_kept(find_modules(model, guide)))
         arguments = arguments.to(runtime.dtype, runtime.device)
         with buffers_kept(find_modules(model, guide)):
             program = build_program(model, guide, arguments, batch_size=rows, runtime=runtime)
@@ -128,6 +131,7 @@ def fit(
             warn_of_trained(program.leaves(), "trained on from there")
         else:
             training.adopt(file.path, content)
+            refused.pop_all()
         note_trained(program.leaves())
         if training.complete(steps):
             return carry_on(model, training, training.finish)

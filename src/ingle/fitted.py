@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ingle import results, saved
 from ingle.data import read
-from ingle.errors import IngleError, OptionError
+from ingle.errors import IngleError, IngleWarning, OptionError, warn
 from ingle.options import boolean, positive_integer
 from ingle.program import Program, check_call
 from ingle.results import GroupName
@@ -68,6 +68,7 @@ class Fit:
     @property
     def params(self) -> dict[str, Tensor]:
         """The trained parameters by name, constrained, detached copies."""
+        self._warn_of_newer()
         with self._runtime.numerics():
             return self._program.parameters()
 
@@ -100,7 +101,8 @@ class Fit:
         CPU. A learning rate of Ingle's keeps to its plan: after the steps that were asked for it stays at its last
         value. A checkpoint goes on being written.
 
-        The parameters are trained on in place, so this `Fit` sees them too: its draws change, while its losses stay.
+        The parameters are trained on in place, so this `Fit` sees them too: its draws change, with a warning, while
+        its losses stay.
         Resuming or saving this one again goes on from the newest step.
 
         Args:
@@ -143,7 +145,9 @@ class Fit:
             return
         with self._runtime.numerics():
             content = self._training.content(self._training.stopped)
-        saved.write(target, content)
+        stamp = saved.write(target, content)
+        if self._training.checkpoint is not None:
+            self._training.checkpoint.wrote(target, stamp)
 
     def draws(self, n: int = 1_000, *, discrete: bool = False, seed: int | None = None) -> dict[str, Tensor]:
         """Independent draws from the guide, by site, deterministic sites of the model included.
@@ -168,7 +172,17 @@ class Fit:
         with self._scope(seed):
             return results.posterior(self._program, n, discrete_too=discrete)
 
+    def _warn_of_newer(self) -> None:
+        newest = self.steps if self._training is None else len(self._training.losses)
+        if newest != self.steps:
+            warn(
+                f"this fit was gone on with to {newest:,} steps, and its parameters are those now; use the Fit that "
+                "resume returned",
+                IngleWarning,
+            )
+
     def _scope(self, seed: int | None) -> AbstractContextManager[None]:
+        self._warn_of_newer()
         return self._runtime.scope(None if seed is None else resolve_seed(seed))
 
     def predict(

@@ -22,6 +22,8 @@ from ingle.program import (
     describe,
     difference,
     digests,
+    find_modules,
+    modules_kept,
     set_guide,
 )
 from ingle.runtime import Runtime, resolve_device
@@ -79,7 +81,7 @@ def load(
     about = content["about"]
     arguments = read(data)
     runtime = Runtime(getattr(torch, about["dtype"]), _device(device, about["device"]), about["seed"])
-    with runtime.scope():
+    with runtime.scope(), modules_kept(find_modules(model, guide)) as refused:
         arguments = arguments.to(runtime.dtype, runtime.device)
         try:
             program = build_program(model, guide, arguments, batch_size=about["batch_size"], runtime=runtime)
@@ -89,6 +91,7 @@ def load(
             raise FileError(f"{source} was fitted in minibatches, which do not go with this model: {error}") from error
         set_guide(program)
         _put_in(program, content, source)
+        refused.pop_all()
         note = finish(program)
     stopped, reason = told_end(content)
     return Fit(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import secrets
 import stat
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,35 @@ from torch import Tensor
 from ingle.errors import FileError, OptionError
 from ingle.version import __version__
 
-__all__ = ["check_writable", "plain", "read", "resolve_path", "write"]
+__all__ = ["Stamp", "check_writable", "plain", "read", "resolve_path", "stamp", "write"]
+
+Stamp = tuple[int, int, int]  # inode, time of the last change in ns, size in bytes
 
 FORMAT = "ingle fit"
 VERSION = 1  # grows when an older Ingle could not read the file
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_PARTS = {
-    "about": dict, "program": dict, "data": dict, "values": dict, "optimisers": dict, "random": dict, "rows": dict,
-    "rule": dict, "losses": Tensor, "seconds": float, "stopped": str, "reason": str,
+_PARTS: dict[str, Any] = {
+    "about": {
+        "seed": int, "dtype": str, "device": str, "batch_size": dict, "objective": str, "objective reason": str,
+        "particles": int, "optimiser": str, "optimiser described": str, "engine": str,
+    },
+    "program": {
+        "guide": str, "model sites": dict, "guide sites": dict, "parameters": dict, "buffers": dict, "fixed": dict,
+    },
+    "data": dict,
+    "values": {"leaves": dict, "buffers": dict, "others": dict, "fixed": dict},
+    "optimisers": {"taken": int, "sides": dict},
+    "random": {"torch_cpu": Tensor, "torch_cuda": (Tensor, type(None)), "numpy": tuple, "python": tuple},
+    "rows": {"orders": dict, "places": dict, "generators": dict},
+    "rule": {"levels": int, "level": int, "since": int, "looked": int, "budget": int},
+    "losses": Tensor,
+    "seconds": float,
+    "stopped": str,
+    "reason": str,
 }  # fmt: skip
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def resolve_path(name: str, path: object) -> Path:
@@ -45,8 +64,25 @@ def resolve_path(name: str, path: object) -> Path:
     return Path(os.path.realpath(given))
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
+def stamp(path: Path) -> Stamp | None:
+    """What tells a file from every other that was ever there; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def write(path: Path, content: Mapping[str, Any], *, before: Callable[[Stamp], None] = lambda ours: None) -> Stamp:
     """Write a file at once: whatever happens, `path` holds all of the old content or all of the new.
+
+    Args:
+        path: of the file.
+        content: for `read` to give back.
+        before: called with the stamp of the new file just before it is put in place; may raise `FileError`.
+
+    Returns:
+        The stamp of the new file.
 
     Raises:
         FileError: it cannot be written; what was there is whole.
@@ -55,7 +91,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     about = {"format": FORMAT, "version": VERSION, "ingle": __version__, "torch": str(torch.__version__)}
     with _checksums():
         torch.save({**about, **content}, buffer)
-    _replace(path, buffer.getbuffer())
+    with buffer.getbuffer() as view:  # let go of at once: a view that is left in a traceback crashes Python 3.12's gc
+        return _replace(path, view, before=before)
 
 
 def check_writable(path: Path) -> None:
@@ -68,7 +105,8 @@ def check_writable(path: Path) -> None:
     """
     with _told(path):
         for stray in path.parent.iterdir():
-            if stray.name.startswith(f".{path.name}.") and stray.name.endswith(".tmp"):
+            ours = re.fullmatch(rf"\.{re.escape(path.name)}\.([0-9]+)-[0-9a-f]{{8}}\.tmp", stray.name)
+            if ours is not None and not _lives(int(ours[1])):
                 stray.unlink(missing_ok=True)
     _replace(path, b"trial", keep=False)
 
@@ -103,15 +141,37 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise FileError(f"{path} was written by torch.save, but is not a file of a fit: Fit.save writes one")
     version = content.get("version")
-    if isinstance(version, int) and version > VERSION:
+    if type(version) is int and version > VERSION:
         raise FileError(
             f"{path} has format {version}, written by Ingle {content.get('ingle')}; this is Ingle {__version__}, which "
             f"reads formats up to {VERSION}: install a newer one"
         )
-    missing = [part for part, kind in _PARTS.items() if not isinstance(content.get(part), kind)]
-    if missing:
-        raise FileError(f"{path} is damaged: it has no {missing[0]}")
+    told = "it has no version" if type(version) is not int else _damage(content)
+    if told is not None:
+        raise FileError(f"{path} is damaged: {told}. Take another copy, or fit anew")
     return content
+
+
+def _damage(content: Mapping[str, Any]) -> str | None:
+    """What is missing in the content of a file, or of another kind than `write` was given, in words."""
+    for part, kinds in _PARTS.items():
+        if not isinstance(content.get(part), dict if isinstance(kinds, dict) else kinds):
+            return f"it has no {part}"
+        for key, kind in kinds.items() if isinstance(kinds, dict) else ():
+            if key not in content[part]:
+                return f"its {part} has no {key!r}"
+            if not isinstance(content[part][key], kind):
+                return f"{key!r} of its {part} is of {type(content[part][key]).__name__}"
+    about, program, values = content["about"], content["program"], content["values"]
+    if about["dtype"] not in _DTYPES or not 0 <= about["seed"] < 2**32:
+        return f"it tells of a fit in dtype {about['dtype']!r} with seed {about['seed']}"
+    for described, held in (("parameters", "leaves"), ("fixed", "fixed")):
+        lost = [name for name in program[described] if not isinstance(values[held].get(name), Tensor)]
+        if lost:
+            return f"it has no value of parameter {lost[0]!r}"
+    if content["losses"].dim() != 1:
+        return f"its losses have shape {tuple(content['losses'].shape)}"
+    return None
 
 
 def plain(value: Any, where: str) -> Any:
@@ -148,9 +208,11 @@ def _key(key: Any, where: str) -> Any:
     return key
 
 
-def _replace(path: Path, content: Any, *, keep: bool = True) -> None:
+def _replace(
+    path: Path, content: Any, *, keep: bool = True, before: Callable[[Stamp], None] = lambda ours: None
+) -> Stamp:
     """Write beside `path`, then put it in the place of `path`, or, without `keep`, remove it again."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with _told(path):
         if path.is_dir():
             raise FileError(f"{path} is a folder: give the name of a file in it")
@@ -161,7 +223,10 @@ def _replace(path: Path, content: Any, *, keep: bool = True) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            found = beside.stat()
+            ours = found.st_ino, found.st_mtime_ns, found.st_size
             if keep:
+                before(ours)
                 with suppress(OSError):  # the new file is as open to others as the old one was
                     os.chmod(beside, stat.S_IMODE(path.stat().st_mode))
                 os.replace(beside, path)
@@ -173,6 +238,20 @@ def _replace(path: Path, content: Any, *, keep: bool = True) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+    return ours
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process has this number. What this one writes is whole before it looks."""
+    if pid == os.getpid() or os.name == "nt":  # on Windows os.kill would end it, and no open file is removed
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 @contextmanager
@@ -194,7 +273,11 @@ def _told(path: Path) -> Iterator[None]:
     except FileError:
         raise
     except OSError as error:
-        if error.errno == errno.ENOENT:
+        if error.errno == errno.ENOENT and path.parent.is_dir():
+            why = (
+                f"what was written vanished from folder {path.parent} ({error.strerror}); keep others out and try again"
+            )
+        elif error.errno == errno.ENOENT:
             why = f"there is no folder {path.parent}; make it first"
         elif error.errno in _FORBIDDEN:
             why = f"no permission to write in folder {path.parent} ({error.strerror})"

@@ -27,6 +27,7 @@ __all__ = ["Stopped", "Training", "finish", "told_end"]
 Stopped = Literal["steps", "plateau", "budget", "interrupted", "failed"]
 
 _CALL = 50  # steps between two looks: a copy of the state before, losses to the host after
+_SECONDS = 5.0  # that a call is meant to take at most, so that a checkpoint of slow steps is written every minute
 
 
 class Training:
@@ -111,11 +112,15 @@ class Training:
         if bad is not None:
             raise ProgramError(f"parameter {bad} is not finite before the first step: start it from a number")
         start = time.perf_counter() - self.seconds
+        most = _CALL
         try:
             while not self._done(steps):
                 # Calls end where those of an unbroken run end, so that the rule looks at the same steps.
-                call = _CALL - len(self.losses) % _CALL
+                call = min(_CALL - len(self.losses) % _CALL, most)
+                began = time.perf_counter()
                 losses = self._advance(self.state, call if steps is None else min(call, steps - len(self.losses)))
+                pace = (time.perf_counter() - began) / len(losses)
+                most = _CALL if pace * _CALL <= _SECONDS else max(1, int(_SECONDS / pace))
                 self.losses.extend(losses)
                 self._capture()
                 bar.advance(losses)

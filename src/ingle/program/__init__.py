@@ -1,6 +1,6 @@
 """A model and a guide as one program: its sites, its guides by name, and the handlers around it."""
 
-from ingle.program.amortised import amortised, at_rest
+from ingle.program.amortised import amortised
 from ingle.program.build import build_program
 from ingle.program.check import Check, check
 from ingle.program.discrete import Summed
@@ -29,7 +29,6 @@ __all__ = [
     "Unobserve",
     "Values",
     "amortised",
-    "at_rest",
     "buffers_kept",
     "build_program",
     "changed_arguments",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +15,11 @@ from torch import Tensor
 from ingle.data import Data
 from ingle.program.distributions import family, innermost
 from ingle.program.handlers import Given
-from ingle.program.modules import buffers_kept
 from ingle.program.program import Program
 from ingle.program.sites import Plate, Site
 from ingle.runtime import RandomState
 
-__all__ = ["amortised", "at_rest"]
+__all__ = ["amortised"]
 
 _TOLERANCE = 1e-2  # nats, or of the value, by which two runs of a guide may differ through rounding
 
@@ -62,21 +60,6 @@ def _amortised(program: Program, plates: frozenset[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-@contextmanager
-def at_rest(program: Program) -> Iterator[None]:
-    """Modules in evaluation mode, as for predictions: no dropout, running statistics used and not renewed."""
-    parts = {id(part): part for module in program.modules() for part in module.modules()}.values()
-    before = [(part, part.training) for part in parts]
-    with buffers_kept(program.modules()):
-        try:
-            for part, _ in before:
-                part.training = False
-            yield
-        finally:
-            for part, training in before:
-                part.training = training
-
-
 def _looped(site: Site, plates: Collection[str]) -> bool:
     return any(plate.name in plates and plate.dim is None for plate in site.plates)
 
@@ -93,7 +76,7 @@ def _followed(program: Program, sites: dict[str, Plate]) -> set[str]:
     order = torch.randperm(size)
     while bool((order == torch.arange(size)).all()):
         order = torch.randperm(size)
-    with torch.no_grad(), at_rest(program), program.explained("guide"):
+    with torch.no_grad(), program.at_rest(), program.explained("guide"):
         first: Any = program.trace_guide()
         given = {}
         for name, node in first.nodes.items():
@@ -157,7 +140,7 @@ def _with_rows_of_their_own(program: Program, sites: dict[str, Plate]) -> set[st
     leaves: Sequence[Tensor] = list(program.sides()[1].values())
     if not any(plate.full_size in leaf.shape for plate in sites.values() for leaf in leaves):
         return set()
-    with torch.enable_grad(), at_rest(program), program.explained("guide"):
+    with torch.enable_grad(), program.at_rest(), program.explained("guide"):
         trace: Any = program.trace_guide()
         return {
             name

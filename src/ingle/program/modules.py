@@ -10,13 +10,18 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-__all__ = ["buffers_kept", "find_modules", "modules_kept"]
+__all__ = ["at_rest", "buffers_kept", "find_modules", "modules_kept"]
 
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_OF_TORCH = frozenset(vars(torch.nn.Module()))  # attributes of every module: children, parameters, buffers, hooks
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "pyro", "scipy", "sklearn", "torch")
 
 
 def find_modules(*programs: object) -> tuple[torch.nn.Module, ...]:
-    """Modules that the programs are, are methods of, hold as attributes, close over, or name among their globals."""
+    """Modules that the programs are, are methods of, hold as attributes, close over, or name among their globals.
+
+    Those in lists, tuples, dicts and sets too, and those named in a namespace that is no library (`networks.encoder`).
+    """
     found: dict[int, torch.nn.Module] = {}
     seen: set[int] = set()
     waiting = list(programs)
@@ -27,25 +32,66 @@ def find_modules(*programs: object) -> tuple[torch.nn.Module, ...]:
         seen.add(id(thing))
         if isinstance(thing, torch.nn.Module):
             found[id(thing)] = thing
-        else:
-            waiting.extend(_behind(thing))
+        waiting.extend(_behind(thing))
     return tuple(found.values())
 
 
 def _behind(thing: object) -> Iterable[object]:
-    """What a callable can reach in one step: only modules and further callables are followed."""
+    """What a thing can reach in one step: only modules, containers and further callables are followed."""
     reached: list[object] = []
-    if isinstance(thing, functools.partial):
+    if isinstance(thing, torch.nn.Module):
+        parts = [vars(part) for part in thing.modules()]
+        reached = [value for part in parts for name, value in part.items() if name not in _OF_TORCH]
+    elif isinstance(thing, dict):
+        reached = list(thing.values())
+    elif isinstance(thing, (set, frozenset)):
+        reached = sorted(thing, key=_told)
+    elif isinstance(thing, _CONTAINERS):
+        reached = list(thing)
+    elif isinstance(thing, functools.partial):
         reached = [thing.func, *thing.args, *thing.keywords.values()]
     elif isinstance(thing, types.MethodType):
-        reached = [thing.__self__, thing.__func__]
+        reached = [thing.__self__, thing.__func__, *_held(thing.__self__)]
     elif isinstance(thing, types.FunctionType):
+        names = _names(thing.__code__)
         reached = [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
-        reached += [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
+        reached += [thing.__globals__[name] for name in names if name in thing.__globals__]
+        reached = _through_namespaces(reached, names)
         reached = [value for value in reached if not _of_a_library(value)]
-    elif callable(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__"):
-        reached = list(vars(thing).values())
-    return [value for value in reached if isinstance(value, torch.nn.Module) or callable(value)]
+    elif callable(thing):
+        reached = _held(thing)
+    return [value for value in reached if isinstance(value, (torch.nn.Module, *_CONTAINERS)) or callable(value)]
+
+
+def _held(thing: object) -> list[object]:
+    """The attributes of an instance."""
+    plain = not isinstance(thing, (type, torch.nn.Module, types.ModuleType)) and hasattr(thing, "__dict__")
+    return list(vars(thing).values()) if plain else []
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """The global names and attributes in a function, and in what is defined inside it."""
+    inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _names(part)]
+    return list(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _through_namespaces(reached: list[object], names: Iterable[str]) -> list[object]:
+    """The same with what the names mean in a Python module, `net` in `package.networks.net`, in the place of that."""
+    through: list[object] = []
+    waiting, seen = reached[::-1], set()
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, types.ModuleType):
+            through.append(value)
+        elif id(value) not in seen and not _library(value.__name__):
+            seen.add(id(value))
+            waiting.extend(vars(value)[name] for name in names if name in vars(value))
+    return through
+
+
+def _told(value: object) -> str:
+    """An order for what is in a set that is the same in every process, as far as its modules differ."""
+    return f"{type(value).__qualname__} {value if isinstance(value, torch.nn.Module) else ''}"
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -57,8 +103,13 @@ def _filled(cell: types.CellType) -> bool:
 
 def _of_a_library(value: object) -> bool:
     """Functions and classes of libraries hold nothing of the user's."""
-    home = (getattr(value, "__module__", None) or "").split(".")[0]
-    return isinstance(value, (type, types.FunctionType)) and (home in _LIBRARIES or home in sys.stdlib_module_names)
+    home = getattr(value, "__module__", None) or ""
+    return isinstance(value, (type, types.FunctionType)) and _library(home)
+
+
+def _library(name: str) -> bool:
+    home = name.split(".")[0]
+    return home in _LIBRARIES or home in sys.stdlib_module_names
 
 
 @contextmanager
@@ -79,16 +130,17 @@ def buffers_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def modules_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+def modules_kept(modules: Iterable[torch.nn.Module]) -> Iterator[ExitStack]:
     """Modules are afterwards what they were: dtype, device, buffers, and attributes that a run set or filled.
 
-    Values of parameters are not copied, since nothing inside trains them.
+    Values of parameters are not copied, since nothing inside trains them. `pop_all` of what is given lets the modules
+    stay as they are by then.
     """
     parts = list({id(part): part for module in modules for part in module.modules()}.values())
     with ExitStack() as stack:
         for part in parts:
             stack.callback(_put_back(part))
-        yield
+        yield stack
 
 
 def _put_back(part: torch.nn.Module) -> Callable[[], None]:
@@ -116,3 +168,19 @@ def _put_back(part: torch.nn.Module) -> Callable[[], None]:
                 buffer.copy_(value)
 
     return put_back
+
+
+@contextmanager
+def at_rest(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Modules in evaluation mode, as for predictions: no dropout, running statistics used and not renewed."""
+    modules = list(modules)
+    parts = list({id(part): part for module in modules for part in module.modules()}.values())
+    before = [part.training for part in parts]
+    with buffers_kept(modules):
+        try:
+            for part in parts:
+                part.training = False
+            yield
+        finally:
+            for part, training in zip(parts, before, strict=True):
+                part.training = training

@@ -20,7 +20,7 @@ from ingle.data import Data
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe
 from ingle.program.handlers import Given, Leaves, Rows, Unobserve
-from ingle.program.modules import find_modules
+from ingle.program.modules import at_rest, find_modules
 from ingle.program.sites import Site, read_sites
 from ingle.program.typical import drawn_value
 from ingle.runtime import validation
@@ -112,6 +112,10 @@ class Program:
     def modules(self) -> tuple[torch.nn.Module, ...]:
         """The modules behind model and guide."""
         return find_modules(self.model, self.guide)
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Its modules in evaluation mode inside; afterwards as they were, running statistics too."""
+        return at_rest(self.modules())
 
     def trace_guide(self) -> Any:
         """One run of the guide, as a Pyro trace."""

@@ -64,7 +64,7 @@ class Values:
 
     @torch.no_grad()
     def from_file(self, state: dict[str, Any]) -> None:
-        """Put back what `to_file` gave; `differences` has found nothing."""
+        """Put back what `to_file` gave; `difference` has found nothing."""
         self.restore(state)
         for name, parameter in self._fixed.items():
             parameter.copy_(state["fixed"][name])

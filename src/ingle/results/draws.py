@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ingle.errors import OptionError
-from ingle.program import Given, Program, Site, Summed, at_rest
+from ingle.program import Given, Program, Site, Summed
 from ingle.results.vectorise import repeat
 
 __all__ = [
@@ -146,7 +146,7 @@ def chunked(
 ) -> Any:
     """`repeat` in chunks that fit in memory, without gradients, modules at rest."""
     chunk = chunk_of(program.model_sites, n, summed=program.enumerated)
-    with torch.no_grad(), at_rest(program):
+    with torch.no_grad(), program.at_rest():
         return repeat(run, n, chunk=chunk, given=given)
 
 

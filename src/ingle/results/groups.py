@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ingle.data import Data
 from ingle.errors import IngleWarning, OptionError, warn
-from ingle.program import Program, Site, Unobserve, at_rest
+from ingle.program import Program, Site, Unobserve
 from ingle.results.dims import batch_dims_of, dims_of
 from ingle.results.draws import (
     chunked,
@@ -180,7 +180,7 @@ def _prior(program: Program, n: int, groups: Collection[str], attributes: dict[s
         return {}
     data, sites = program.data, [site for site in program.model_sites if site.name in keep]
     try:
-        with torch.no_grad(), at_rest(program):
+        with torch.no_grad(), program.at_rest():
             drawn, wrong = drawn_from(Unobserve()(program.model), data.args, data.kwargs, n, sites=sites)
     except Exception as error:  # an improper prior, or one so wide that the model fails on a draw of it
         drawn, wrong = {}, f"{type(error).__name__}: {error}".split("\n")[0]

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ingle.program import Program, at_rest, layers, reached, read_sites
+from ingle.program import Program, layers, reached, read_sites
 from ingle.results.draws import chunked, drawn_latents, guided, log_prob_sum, observed_sites, summed
 
 __all__ = ["evaluate", "first_run", "local_latents", "masked_rows", "why_no_weights", "with_gaps"]
@@ -77,7 +77,7 @@ def _point_masses(program: Program) -> tuple[str, ...]:
 
 def _untied_auxiliaries(program: Program) -> tuple[str, ...]:
     """Auxiliary sites of the guide that are not carried, one to one, into latents by a change of variables."""
-    with torch.no_grad(), at_rest(program), program.explained("guide"):
+    with torch.no_grad(), program.at_rest(), program.explained("guide"):
         sites = read_sites(program.trace_guide())  # as it is now: Laplace's is another one than was trained
         names = [site.name for site in sites if site.kind == "auxiliary"]
         if not names:
@@ -144,5 +144,5 @@ def _seen(node: Any, shape: torch.Size) -> Tensor | None:
 
 def first_run(program: Program, drawn: Mapping[str, Tensor]) -> Any:
     """One run of the model on its data, at the first draw."""
-    with torch.no_grad(), at_rest(program), program.explained("model"):
+    with torch.no_grad(), program.at_rest(), program.explained("model"):
         return program.trace_model({name: value[0] for name, value in drawn.items()})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ingle.data import Data
 from ingle.errors import OptionError
-from ingle.program import Program, Site, amortised, at_rest
+from ingle.program import Program, Site, amortised
 from ingle.results.draws import discrete, guided, modelled, refuse_too_large
 from ingle.results.probe import probed
 
@@ -69,7 +69,7 @@ def predict(program: Program, data: Data | None, n: int, *, new: frozenset[str])
 def _with_data(program: Program, data: Data, new: frozenset[str]) -> Program:
     """The program with other arguments, its sites as one run on them shows them."""
     target = replace(program, data=data)
-    with torch.no_grad(), at_rest(program), target.explained("model"):
+    with torch.no_grad(), program.at_rest(), target.explained("model"):
         target.model_sites = probed(program.model, data.args, data.kwargs)
     before, after = _sizes(program.model_sites), _sizes(target.model_sites)
     for name, size in after.items():
