@@ -18,7 +18,7 @@ from ingle.fitted import Fit, carry_on
 from ingle.objectives import choose
 from ingle.options import positive_integer
 from ingle.program import GuideName, buffers_kept, build_program, find_modules, modules_kept, set_guide
-from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
+from ingle.runtime import Runtime
 from ingle.trained import note_trained, warn_of_trained
 from ingle.training import Training
 from ingle.trust import best_start
@@ -103,11 +103,7 @@ def fit(
     """
     _options(steps, compile, progress)
     arguments = read(data)
-    runtime = Runtime(
-        dtype=resolve_dtype(dtype),
-        device=resolve_device(device, default=arguments.device()),
-        seed=resolve_seed(seed),
-    )
+    runtime = Runtime.resolved(dtype, device, seed, default=arguments.device())
     optimisers = resolve_optimisers(optim, guide_steps=guide_steps, steps=steps)
     rows = resolve_batch_size(batch_size)
     file = None if checkpoint is None else Checkpoint(saved.resolve_path("checkpoint", checkpoint))

@@ -234,12 +234,12 @@ class Fit:
                 each of those `name_prob`, the posterior probability of its values; deterministic sites.
             posterior_predictive: observed sites drawn anew given the same draws.
             prior, prior_predictive: the same sites with nothing observed, parameters as fitted. Left out where a
-                prior cannot be drawn; the attribute `prior` then says why.
+                prior cannot be drawn; the attribute `no_prior` then says why.
             log_likelihood: of each datum given the draw, in nats, summed-out latents summed out, without the N/B
                 scale of a plate. Where summed-out latents tie several data together it is that of all of them,
                 and several sites tied together are named "x+y". 0 where a mask hides a datum.
             sample_stats: `log_p` (model and data), `log_q` (guide) and `log_weight`, their difference, in nats. The
-                attribute `log_weight` says why where there are none: a point mass, or auxiliary sites of the guide.
+                attribute `no_log_weight` says why where there are none: a point mass, or auxiliary sites of the guide.
             observed_data, constant_data: values of observed sites, NaN where a mask hides one, and the other
                 arguments that are tensors.
 

@@ -148,6 +148,13 @@ class Runtime:
     seed: int
     parameters: dict[str, Any] = field(default_factory=empty_parameters)
 
+    @classmethod
+    def resolved(
+        cls, dtype: object, device: str | torch.device | None, seed: object, *, default: torch.device | None
+    ) -> Runtime:
+        """From the options of a call; `default` is the device of its data. Raises `OptionError`."""
+        return cls(resolve_dtype(dtype), resolve_device(device, default=default), resolve_seed(seed))
+
     @contextmanager
     def numerics(self, *, forget: bool = False) -> Iterator[None]:
         """The fit's parameters, default dtype and default device inside; the user's outside.

@@ -16,7 +16,7 @@ from ingle.program.modules import find_modules, modules_kept
 from ingle.program.page import page
 from ingle.program.rehearse import rehearse
 from ingle.program.sites import Site
-from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
+from ingle.runtime import Runtime
 
 __all__ = ["Check", "check"]
 
@@ -87,11 +87,7 @@ def check(
         [('support', 'scale')]
     """
     arguments = read(data)
-    runtime = Runtime(
-        dtype=resolve_dtype(dtype),
-        device=resolve_device(device, default=arguments.device()),
-        seed=resolve_seed(seed),
-    )
+    runtime = Runtime.resolved(dtype, device, seed, default=arguments.device())
     rows = resolve_batch_size(batch_size)
     with runtime.scope(), modules_kept(find_modules(model, guide)):
         arguments = arguments.to(runtime.dtype, runtime.device)

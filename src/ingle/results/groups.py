@@ -96,7 +96,7 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
         if without is None:
             stats |= {"log_q": log_q, "log_weight": stats["log_p"] - log_q}
         else:
-            attributes["log_weight"] = f"left out: {without}"
+            attributes["no_log_weight"] = without
         if weighted:
             if without is not None:
                 raise OptionError(f"the draws have no importance weights: {without}")
@@ -185,7 +185,7 @@ def _prior(program: Program, n: int, groups: Collection[str], attributes: dict[s
     except Exception as error:  # an improper prior, or one so wide that the model fails on a draw of it
         drawn, wrong = {}, f"{type(error).__name__}: {error}".split("\n")[0]
     if wrong is not None:
-        attributes["prior"] = f"left out: {wrong}"
+        attributes["no_prior"] = wrong
         return {}
     return {group: _named(program, {name: drawn[name] for name in names}) for group, names in wanted.items()}
 

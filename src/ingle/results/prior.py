@@ -25,7 +25,7 @@ from ingle.program import (
 from ingle.results.draws import chunk_of, refuse_too_large
 from ingle.results.probe import probed
 from ingle.results.vectorise import repeat
-from ingle.runtime import Runtime, resolve_device, resolve_dtype, resolve_seed
+from ingle.runtime import Runtime
 
 __all__ = ["drawn_from", "prior_predictive"]
 
@@ -74,11 +74,7 @@ def prior_predictive(
     if not callable(model) or isinstance(model, type):
         raise OptionError(f"model must be a callable with Pyro statements, got {model!r}")
     arguments = read(data)
-    runtime = Runtime(
-        dtype=resolve_dtype(dtype),
-        device=resolve_device(device, default=arguments.device()),
-        seed=resolve_seed(seed),
-    )
+    runtime = Runtime.resolved(dtype, device, seed, default=arguments.device())
     arguments = check_call("model", model, arguments)
     modules = find_modules(model)
     with runtime.scope(), modules_kept(modules), torch.no_grad():
