@@ -186,7 +186,7 @@ class Fit:
         return self._runtime.scope(None if seed is None else resolve_seed(seed))
 
     def predict(
-        self, data: Any = None, n: int = 1_000, *, new: str | Collection[str] = (), seed: int | None = None
+        self, data: Any = None, n: int = 1_000, new: str | Collection[str] = (), *, seed: int | None = None
     ) -> dict[str, Tensor]:
         """Draws of every site of the model with nothing observed, at draws of the fitted latents.
 

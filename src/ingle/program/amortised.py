@@ -83,28 +83,31 @@ def _followed(program: Program, sites: dict[str, Plate]) -> set[str]:
             if node["type"] == "sample" and isinstance(node["value"], Tensor):
                 axis = _axis(node, next(iter(sites.values())))
                 given[name] = node["value"] if axis is None else node["value"].index_select(axis, order)
-        best: set[str] = set()
+        followed: set[str] = set()
         for moved in _reordered(program.data, order):
             with Given(given):
                 second: Any = replace(program, data=moved).trace_guide()
-            best |= {
+            followed |= {
                 name
                 for name, plate in sites.items()
                 if name in first.nodes and name in second.nodes
                 and _same_but_for_order(first.nodes[name], second.nodes[name], plate, order)
             }  # fmt: skip
-    return best
+    return followed
 
 
 def _reordered(data: Data, order: Tensor) -> Iterator[Data]:
     """The data with their rows in another order: along the first axis of the plate's length, and along the last."""
-    size = len(order)
+
+    def axes(value: Any) -> list[int]:
+        return [axis for axis, length in enumerate(getattr(value, "shape", ())) if length == len(order)]
 
     def moved(value: Any, pick: int) -> Any:
-        axes = [axis for axis, length in enumerate(getattr(value, "shape", ())) if length == size]
-        return value.index_select(axes[pick], order) if axes else value
+        found = axes(value)
+        return value.index_select(found[pick], order) if found else value
 
-    for pick in (0, -1):
+    either = any(len(axes(value)) > 1 for _, value in data.items())  # as for a square matrix of data
+    for pick in (0, -1) if either else (0,):
         yield replace(
             data,
             args=tuple(moved(value, pick) for value in data.args),
