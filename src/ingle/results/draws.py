@@ -22,6 +22,7 @@ __all__ = [
     "drawn_anew",
     "drawn_latents",
     "guided",
+    "guided_with_density",
     "modelled",
     "observed_sites",
     "posterior",
@@ -49,7 +50,7 @@ def posterior(program: Program, n: int, *, discrete_too: bool) -> dict[str, Tens
     latents = {site.name for site in drawn_latents(program)} | ({*program.enumerated} if discrete_too else set())
     held = (*sites, *(site for site in program.latents if site.name in latents))
     refuse_too_large(held, n, program.dtype, program.device, "the draws")
-    drawn, _ = guided(program, n)
+    drawn = guided(program, n)
     if discrete_too:
         drawn.update(discrete(program, drawn, n))
     if sites:
@@ -84,10 +85,8 @@ def drawn_anew(sites: Iterable[Site]) -> tuple[Site, ...]:
 
 def guided(
     program: Program, n: int, *, given: Mapping[str, Tensor] | None = None, keep: Collection[str] | None = None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws of the guide: every latent, shape (n, *site shape), and log q, shape (n,), float64.
-
-    log q is the density of all that the guide draws, auxiliary sites included.
+) -> dict[str, Tensor]:
+    """Draws of the guide: every latent, shape (n, *site shape).
 
     Args:
         program: the fitted one.
@@ -96,15 +95,29 @@ def guided(
         keep: the latents wanted; all where None.
     """
     names = [site.name for site in drawn_latents(program) if keep is None or site.name in keep]
+    if not names:
+        return {}
 
     def run(values: Any) -> dict[str, Any]:
         with Given(values):
             trace = program.trace_guide()
+        return {name: trace.nodes[name]["value"] for name in names}
+
+    with program.explained("guide"):
+        return chunked(program, run, n, given=given)  # type: ignore[no-any-return]
+
+
+def guided_with_density(program: Program, n: int) -> tuple[dict[str, Tensor], Tensor]:
+    """The draws of `guided`, and log q of all that the guide draws, auxiliary sites included, shape (n,), float64."""
+    names = [site.name for site in drawn_latents(program)]
+
+    def run(_: Any) -> dict[str, Any]:
+        trace = program.trace_guide()
         trace.compute_log_prob()
         return {"latents": {name: trace.nodes[name]["value"] for name in names}, "log_q": log_prob_sum(trace)}
 
     with program.explained("guide"):
-        drawn = chunked(program, run, n, given=given)
+        drawn = chunked(program, run, n)
     return drawn.get("latents", {}), drawn["log_q"]
 
 

@@ -17,7 +17,7 @@ from ingle.results.draws import (
     chunked,
     deterministic_sites,
     discrete,
-    guided,
+    guided_with_density,
     modelled,
     observed_sites,
     refuse_too_large,
@@ -87,7 +87,7 @@ def collect(program: Program, n: int, *, groups: Collection[str], weighted: bool
     _refuse_too_large(program, n, groups)
     attributes: dict[str, Any] = {"draws_from": "the guide"}
     found: Groups = {}
-    drawn, log_q = guided(program, n)
+    drawn, log_q = guided_with_density(program, n)
     shown = set(groups) & {"posterior", "posterior_predictive"}
     states = discrete(program, drawn, n) if shown else {}  # next after the guide's, as `Fit.draws` draws them
     if weighted or set(groups) & {"log_likelihood", "sample_stats"}:

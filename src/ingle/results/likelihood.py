@@ -71,7 +71,7 @@ def _point_masses(program: Program) -> tuple[str, ...]:
     deltas = [site.name for site in program.guide_sites if site.kind == "latent" and site.distribution == "Delta"]
     if not deltas:
         return ()
-    drawn, _ = guided(program, 2)
+    drawn = guided(program, 2)
     return tuple(name for name in deltas if name in drawn and bool((drawn[name][0] == drawn[name][1]).all()))
 
 
@@ -113,8 +113,7 @@ def masked_rows(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tupl
     trace, found = first_run(program, drawn), {}
     for site in observed_sites(program):
         node = trace.nodes[site.name]
-        log_prob = node["fn"].log_prob(node["value"])
-        seen = _seen(node, log_prob.shape)
+        seen = _seen(node, torch.broadcast_shapes(node["fn"].batch_shape, _batch_shape(node)))
         if seen is not None and not bool(seen.all()):
             found[site.name] = (int((~seen).sum()), seen.numel())
     return found
@@ -123,11 +122,17 @@ def masked_rows(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tupl
 def with_gaps(node: Any) -> Tensor:
     """The observed value, NaN where a mask hides a real number."""
     value: Tensor = node["value"]
-    event = value.dim() - len(node["fn"].event_shape)
-    seen = _seen(node, value.shape[:event])
-    if seen is None or not value.is_floating_point() or seen.shape != value.shape[:event]:
+    batch = _batch_shape(node)
+    seen = _seen(node, batch)
+    if seen is None or not value.is_floating_point() or seen.shape != batch:
         return value
-    return torch.where(seen.reshape(seen.shape + (1,) * (value.dim() - event)), value, torch.nan)
+    return torch.where(seen.reshape(seen.shape + (1,) * (value.dim() - len(batch))), value, torch.nan)
+
+
+def _batch_shape(node: Any) -> torch.Size:
+    """Of the observed value."""
+    value: Tensor = node["value"]
+    return value.shape[: value.dim() - len(node["fn"].event_shape)]
 
 
 def _seen(node: Any, shape: torch.Size) -> Tensor | None:

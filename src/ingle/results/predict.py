@@ -56,7 +56,7 @@ def predict(program: Program, data: Data | None, n: int, *, new: frozenset[str])
     if kept:
         summed_out = [site.name for site in kept if site.name in program.enumerated]
         # What is summed out depends on all other latents, so these are needed for it even where their rows are old.
-        drawn, _ = guided(program, n, keep=None if summed_out else [site.name for site in kept])
+        drawn = guided(program, n, keep=None if summed_out else [site.name for site in kept])
         if summed_out:
             drawn |= discrete(program, drawn, n)
         drawn = {site.name: drawn[site.name] for site in kept if site.name in drawn}
@@ -94,7 +94,7 @@ def _with_data(program: Program, data: Data, new: frozenset[str]) -> Program:
 def _encoded(target: Program, drawn: dict[str, Tensor], n: int, latents: Collection[str]) -> dict[str, Tensor]:
     """Latents of new rows from an amortised guide, given the latents of the fit."""
     shapes = {site.name: site.value_shape for site in target.model_sites}
-    encoded, _ = guided(target, n, given=drawn, keep=latents)
+    encoded = guided(target, n, given=drawn, keep=latents)
     for name, value in encoded.items():
         if name in shapes and tuple(value.shape[1:]) != shapes[name]:
             raise OptionError(
