@@ -164,6 +164,19 @@ class Minibatches:
         """Rows for one step, int64, shape (B,) or shorter at the end of an epoch, for each plate."""
         return {name: self._next(name) for name in self._sizes}
 
+    def upcoming(self) -> dict[str, int]:
+        """How many rows the next step has, for each plate."""
+        return {name: min(batch, full - self._places[name]) for name, (full, batch) in self._sizes.items()}
+
+    def steady(self, most: int) -> int:
+        """How many of the next `most` steps have as many rows as the next one has."""
+        ahead = most
+        for name, (full, batch) in self._sizes.items():
+            left = full - self._places[name]
+            if full % batch:  # the last batch of an epoch is shorter
+                ahead = min(ahead, left // batch if left >= batch else 1)
+        return max(1, ahead)
+
     def _next(self, name: str) -> Tensor:
         full, batch = self._sizes[name]
         place = self._places[name]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from ingle import saved
 from ingle.checkpoint import Checkpoint
 from ingle.data import read, resolve_batch_size
-from ingle.engine import resolve_optimisers
+from ingle.engine import Compile, choose_engine, resolve_optimisers
 from ingle.errors import OptionError
 from ingle.fitted import Fit, carry_on
 from ingle.objectives import choose
@@ -24,9 +24,6 @@ from ingle.training import Training
 from ingle.trust import best_start
 
 __all__ = ["fit"]
-
-Compile = Literal["auto", "off", "full"]
-
 
 def fit(
     model: Callable[..., Any],
@@ -66,7 +63,9 @@ def fit(
         seed: 0 to 2**32 - 1. The same seed gives the same losses, bit for bit on the CPU.
         device: None is the device of the first tensor in the data.
         dtype: of the whole program, constants in the model included.
-        compile: "auto", "off" or "full". This version has the eager engine alone: "full" is refused.
+        compile: "off" takes every step as Pyro would. "full" takes a few so, then records one and compiles loss,
+            gradient and update into one graph that takes all others; where that cannot be, it raises. "auto" compiles
+            where sites and steps are many enough for it to pay, and goes on eagerly where it cannot, with a warning.
         guide_steps: the guide moves at every step, the model's parameters at every `guide_steps`-th.
         progress: True or False; None shows a bar where standard error is a terminal.
         checkpoint: a file that the fit keeps of itself, every minute and at its end, whole at any moment. Where it
@@ -120,7 +119,9 @@ def fit(
             else:
                 set_guide(program)
         runtime.reseed()
-        training = Training(program, choice, optimisers, runtime, checkpoint=file, show=progress)
+        before = None if content is None else content["about"]["engine"]
+        engine = choose_engine(compile, program, choice.objective, optimisers, runtime, steps=steps, before=before)
+        training = Training(program, choice, optimisers, engine, runtime, checkpoint=file, show=progress)
         if file is not None:
             optimisers.check_plain(*program.sides())
         if file is None or content is None:
@@ -141,7 +142,5 @@ def _options(steps: object, compile: object, progress: object) -> None:
         positive_integer("steps", steps)
     if not isinstance(compile, str) or compile not in get_args(Compile):
         raise OptionError(f"compile must be one of {', '.join(map(repr, get_args(Compile)))}, got {compile!r}")
-    if compile == "full":
-        raise OptionError("compile='full' asks for a compiled engine, which this version does not have; use 'auto'")
     if progress is not None and not isinstance(progress, bool):
         raise OptionError(f"progress must be True, False or None, got {progress!r}")

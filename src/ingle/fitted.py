@@ -324,7 +324,7 @@ def _result(model: Callable[..., Any], training: Training) -> Fit:
         dtype=training.runtime.dtype,
         device=training.runtime.device,
         seed=training.runtime.seed,
-        notes=tuple(training.notes),
+        notes=(*training.notes, *training.engine.notes),
         _program=training.program,
         _runtime=training.runtime,
         _training=training,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ingle.checkpoint import Checkpoint
-from ingle.engine import EagerEngine, Engine, Optimisers, State, from_file, to_file
+from ingle.engine import Engine, Optimisers, State, from_file, to_file
 from ingle.errors import FileError, IngleError, IngleWarning, ProgramError, warn
 from ingle.objectives import Choice
 from ingle.program import Program, Values, changed_arguments, describe, difference, digests
@@ -26,7 +26,6 @@ __all__ = ["Stopped", "Training", "finish", "told_end"]
 
 Stopped = Literal["steps", "plateau", "budget", "interrupted", "failed"]
 
-_CALL = 50  # steps between two looks: a copy of the state before, losses to the host after
 _SECONDS = 5.0  # that a call is meant to take at most, so that a checkpoint of slow steps is written every minute
 
 
@@ -46,6 +45,7 @@ class Training:
         program: Program,
         choice: Choice,
         optimisers: Optimisers,
+        engine: Engine,
         runtime: Runtime,
         *,
         checkpoint: Checkpoint | None = None,
@@ -57,7 +57,7 @@ class Training:
         self.runtime = runtime
         self.checkpoint = checkpoint
         self.show = show
-        self.engine: Engine = self._eager()
+        self.engine = engine
         self.losses: list[float] = []
         self.seconds = 0.0
         self.stopped: Stopped = "steps"
@@ -112,15 +112,15 @@ class Training:
         if bad is not None:
             raise ProgramError(f"parameter {bad} is not finite before the first step: start it from a number")
         start = time.perf_counter() - self.seconds
-        most = _CALL
+        whole = most = self.engine.call  # steps between two looks: a copy of the state, losses to the host
         try:
             while not self._done(steps):
                 # Calls end where those of an unbroken run end, so that the rule looks at the same steps.
-                call = min(_CALL - len(self.losses) % _CALL, most)
+                call = min(whole - len(self.losses) % whole, most)
                 began = time.perf_counter()
                 losses = self._advance(self.state, call if steps is None else min(call, steps - len(self.losses)))
                 pace = (time.perf_counter() - began) / len(losses)
-                most = _CALL if pace * _CALL <= _SECONDS else max(1, int(_SECONDS / pace))
+                most = whole if pace * whole <= _SECONDS else max(1, int(_SECONDS / pace))
                 self.losses.extend(losses)
                 self._capture()
                 bar.advance(losses)
@@ -254,9 +254,6 @@ class Training:
         self.stopped, self.reason = "steps", "the steps that were asked for"
         return True
 
-    def _eager(self) -> EagerEngine:
-        return EagerEngine(self.program, self.choice.objective, self.optimisers, self.runtime)
-
     def _advance(self, before: State, steps: int) -> list[float]:
         """The losses of one call, all finite; otherwise the error that says what broke it."""
         cause, bad = None, None
@@ -271,7 +268,7 @@ class Training:
             raise
         except Exception as error:  # model and guide are the user's, and may raise anything
             cause = error
-        replay = self._eager()
+        replay = self.engine.reference()
         fault, good = find_fault(replay, before, steps, seen=bad, raised=cause is not None)
         self.engine.restore(replay.capture())
         self.losses.extend(good)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from ingle.runtime import RandomState
+
+if TYPE_CHECKING:
+    from ingle.engine.eager import EagerEngine
 
 __all__ = ["Engine", "State"]
 
@@ -32,11 +35,27 @@ class Engine(Protocol):
     For the same noise every engine gives the losses of `EagerEngine`.
     """
 
-    name: str
-    step: int
+    @property
+    def name(self) -> str:
+        """The engine that takes the next step."""
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What the card should say of it."""
+
+    @property
+    def call(self) -> int:
+        """How many steps one call of `advance` is meant for."""
 
     def advance(self, steps: int) -> Tensor:
         """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit."""
+
+    def reference(self) -> EagerEngine:
+        """An eager engine on the same program, which takes the same steps with the same noise."""
 
     def capture(self) -> State:
         """The state before the next step, copied."""

@@ -101,7 +101,7 @@ def _first_bad(tensors: dict[str, Tensor]) -> str | None:
 def _first_bad_site(engine: EagerEngine) -> str | None:
     """Run guide and model once more as the step did, and read each site in order."""
     program, data = engine.program, engine.program.data
-    with torch.no_grad(), program.rows:
+    with torch.no_grad(), engine.as_drawn():
         guide: Any = program.trace_guide()
         found = _scan("guide", guide)
         if found is None:

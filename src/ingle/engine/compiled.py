@@ -1,0 +1,364 @@
+"""The compiled engine: loss, gradient and update of a step as one graph, many steps in one call of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ingle.engine.blocks import NoiseBlocks
+from ingle.engine.eager import EagerEngine
+from ingle.engine.graph import Source, StepGraph, Using
+from ingle.engine.noise import GivenDraws, Noise
+from ingle.engine.observer import Observation, Observer
+from ingle.engine.optimiser import Optimisers
+from ingle.engine.protocol import State
+from ingle.engine.recording import Untraceable
+from ingle.engine.structure import Statement, difference
+from ingle.engine.updates import Updates, updates_of
+from ingle.errors import IngleWarning, ProgramError, warn
+from ingle.program import Program
+from ingle.runtime import Runtime
+
+__all__ = ["CompiledEngine"]
+
+_FIRST = 4  # steps that run eagerly, whatever comes after
+_RUNS = 2  # of the program, to be held against each other before it is recorded
+_SHAPES = 4  # of minibatches, each with a graph of its own
+_RETRIES = 8  # graphs that may become stale
+
+Shapes = tuple[tuple[str, int], ...]
+
+
+class CompiledEngine:
+    """Takes its first steps eagerly, then records one and runs it as a graph.
+
+    What Python does in a step happens once, while the step is recorded. So whatever model and guide read from outside
+    their arguments is watched: where it changes, the step is recorded anew; where the program itself changes it, or
+    where a step cannot be recorded, the engine goes on eagerly and says why.
+
+    Args:
+        program, objective, optimisers, runtime: of the fit.
+        using: "inductor" compiles the graph, "graph" runs its operations one by one.
+        required: raise where the engine would go on eagerly.
+
+    Attributes:
+        notes: what the card should say.
+        call: how many steps one call of `advance` is meant for.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        objective: Any,
+        optimisers: Optimisers,
+        runtime: Runtime,
+        *,
+        using: Using = "inductor",
+        required: bool = False,
+    ) -> None:
+        self._program = program
+        self._objective = objective
+        self._optimisers = optimisers
+        self._runtime = runtime
+        self._using: Using = using
+        self._required = required
+        self._eager = EagerEngine(program, objective, optimisers, runtime, noise=self._noise)
+        self._graphs: dict[Shapes, _Compiled] = {}
+        self._blocks: dict[Shapes, NoiseBlocks] = {}
+        self._observer = Observer(
+            (program.model, program.guide), lambda: [*program.leaves().values(), *_buffers(program)]
+        )
+        self._stale = 0
+        self._calls = 0
+        self._eager_seconds: list[float] = []
+        self._seconds, self._taken = 0.0, 0
+        self._first = max(_FIRST, optimisers.guide_steps)  # until each torch optimiser has its state
+        self.why_eager: str | None = None
+
+    call = 500
+
+    @property
+    def name(self) -> str:
+        """What takes the next step."""
+        return "compiled" if self.why_eager is None else "eager"
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return self._eager.step
+
+    @property
+    def notes(self) -> list[str]:
+        """What compiling gained, or why the steps ran eagerly."""
+        if self.why_eager is not None:
+            return [f"the steps ran eagerly: {self.why_eager}"]
+        if not self._taken:
+            return []
+        pace = self._seconds / self._taken
+        gain = f", {statistics.median(self._eager_seconds) / pace:,.0f} times the eager pace" if self._eager_seconds else ""
+        return [f"compiled steps took {_told(pace)} each{gain}"]
+
+    def advance(self, steps: int) -> Tensor:
+        """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit.
+
+        Raises:
+            ProgramError: compiled steps were required, and the program cannot be compiled.
+        """
+        parts: list[Tensor] = []
+        while steps:
+            graph = None
+            if self.why_eager is None and self.step >= self._first:
+                graph = self._ready()
+            losses = self._advance_eagerly() if graph is None else self._run(graph, steps)
+            parts.append(losses)
+            steps -= len(losses)
+        return torch.cat(parts)
+
+    def reference(self) -> EagerEngine:
+        """An eager engine on the same program, which takes the same steps with the same noise."""
+        return self._eager.reference()
+
+    def capture(self) -> State:
+        """The state before the next step, copied."""
+        return self._eager.capture()
+
+    def restore(self, state: State) -> None:
+        """Go back to a captured state."""
+        self._eager.restore(state)
+
+    def _advance_eagerly(self) -> Tensor:
+        began = time.perf_counter()
+        losses = self._eager.advance(1)
+        if 0 < self.step - 1 < _FIRST:
+            self._eager_seconds.append(time.perf_counter() - began)
+        return losses
+
+    def _run(self, compiled: _Compiled, most: int) -> Tensor:
+        began = time.perf_counter()
+        graph, batches = compiled.graph, self._eager.batches
+        at = self.step % compiled.blocks.capacity
+        steps = min(most, batches.steady(most), compiled.blocks.capacity - at)
+        if not compiled.whole:
+            steps = 1
+        compiled.fill(self.step)
+        if graph.rows:
+            drawn = [batches.next() for _ in range(steps)]
+            for name, matrix in graph.rows.items():
+                matrix[at : at + steps] = torch.stack([rows[name] for rows in drawn])
+        if isinstance(compiled.updates, Updates):
+            graph.numbers[at : at + steps] = compiled.updates.plan(steps)
+        graph.place.fill_(at)
+        graph.run(steps)
+        if isinstance(compiled.updates, _Gradients):
+            compiled.updates.hand_over()
+            self._optimisers.step(*self._program.sides())
+        losses = graph.losses[at : at + steps].clone()
+        self._eager.step += steps
+        self._seconds += time.perf_counter() - began
+        self._taken += steps
+        return losses
+
+    def _ready(self) -> _Compiled | None:
+        """The graph of the next step; None where it has to run eagerly."""
+        shapes: Shapes = tuple(self._eager.batches.upcoming().items())
+        try:
+            self._check()
+            compiled = self._graphs.get(shapes)
+            if compiled is None:
+                if len(self._graphs) >= _SHAPES:
+                    return None
+                compiled = self._graphs[shapes] = self._compile(shapes)
+            compiled.graph.bind()
+            return compiled
+        except Untraceable as error:
+            self._give_up(str(error))
+            return None
+
+    def _give_up(self, reason: str) -> None:
+        if self._required:
+            raise ProgramError(f"compile='full': the step cannot be compiled: {reason}", step=self.step)
+        self.why_eager = reason
+        self._graphs.clear()
+        warn(f"step {self.step} and all after it run eagerly, which is slower: {reason}", IngleWarning)
+
+    def _check(self) -> None:
+        """Drop graphs that are of another program than there is now.
+
+        Raises:
+            Untraceable: that happened too often, or a run of the program differs from the one that was recorded.
+        """
+        if not self._graphs:
+            return
+        told = self._changed()
+        if told is not None:
+            self._graphs.clear()
+            self._stale += 1
+            if self._stale > _RETRIES:
+                raise Untraceable(f"{told}, and has changed before {_RETRIES} times")
+            return
+        self._calls += 1
+        if self._calls & (self._calls - 1) == 0:  # at call 1, 2, 4, 8, …
+            compiled = next(iter(self._graphs.values()))
+            told = difference(compiled.statements, self._observe(1).statements)
+            if told is not None:
+                raise Untraceable(told)
+
+    def _changed(self) -> str | None:
+        changes = self._observer.changed()
+        if changes:
+            return str(changes[0])
+        for compiled in self._graphs.values():
+            for tensor, version, told in compiled.held:
+                if tensor._version != version:
+                    return f"{told} was changed in place"
+            if compiled.leaves != _identities(self._program):
+                return "the program has other parameters than before"
+        return None
+
+    def _compile(self, shapes: Shapes) -> _Compiled:
+        """Record and compile the next step, and leave everything as it was.
+
+        Raises:
+            Untraceable: it cannot be.
+        """
+        program, runtime = self._program, self._runtime
+        if getattr(self._objective, "particles", None) is None:
+            raise Untraceable(f"{type(self._objective).__name__} is not one of the objectives that can be compiled")
+        before = self.capture()
+        try:
+            seen = self._observe(_RUNS)
+            normals, uniforms = seen.drawn("normal"), seen.drawn("uniform")
+            blocks = NoiseBlocks(runtime.seed, normals, uniforms, dtype=runtime.dtype, device=runtime.device)
+            updates: Updates | _Gradients | str = updates_of(self._optimisers)
+            if isinstance(updates, str):
+                updates = _Gradients(program)
+            source = Source(
+                particles=self._particles,
+                update=updates,
+                buffers=_buffers(program),
+                data={name: value for name, value in program.data.items() if isinstance(value, Tensor)},
+                rows=dict(shapes),
+                normals=normals,
+                uniforms=uniforms,
+                capacity=blocks.capacity,
+                foldable=True,
+                dtype=runtime.dtype,
+                device=runtime.device,
+            )
+            leaves = _identities(program)
+            graph = StepGraph(source, self._using)
+            if _identities(program) != leaves:
+                raise Untraceable("it makes a new parameter at each run")
+            self._blocks[shapes] = blocks
+            self._observer.mark()
+            return _Compiled(graph, blocks, updates, seen.statements, leaves)
+        finally:
+            self.restore(before)
+
+    def _particles(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
+        program = self._program
+        program.rows.rows = dict(rows)
+        model, guide, data = program.observing_model, program.observing_guide, program.data
+        if not program.batch_sizes:
+            yield from self._objective.particles(model, guide, *data.args, **data.kwargs)
+            return
+        with program.rows:
+            yield from self._objective.particles(model, guide, *data.args, **data.kwargs)
+
+    def _observe(self, times: int) -> Observation:
+        """Run the next step without taking it, and hold the runs against each other.
+
+        Raises:
+            Untraceable: they differ, or the program keeps a state of its own.
+        """
+        state = self.capture()
+
+        def run() -> None:
+            self._eager.batches.restore(state.rows)
+            self._eager.observe()
+
+        try:
+            return self._observer.observe(run, times)
+        finally:
+            self.restore(state)
+
+    @contextmanager
+    def _noise(self, step: int, rows: Mapping[str, Tensor]) -> Iterator[None]:
+        """The noise of a step for an eager run of it."""
+        blocks = self._blocks.get(tuple((name, len(drawn)) for name, drawn in rows.items()))
+        if self.why_eager is not None or blocks is None or step < self._first:
+            yield
+            return
+        with Noise(GivenDraws(*blocks.row(step))):
+            yield
+
+
+class _Compiled:
+    """A graph with what it was made from, so as to see when it is stale."""
+
+    def __init__(
+        self,
+        graph: StepGraph,
+        blocks: NoiseBlocks,
+        updates: Updates | _Gradients,
+        statements: list[Statement],
+        leaves: Any,
+    ) -> None:
+        self.graph = graph
+        self.blocks = blocks
+        self.updates = updates
+        self.statements = statements
+        self.leaves = leaves
+        self.held = [(tensor, tensor._version, told) for tensor, told in graph.recording.held]
+        self.whole = isinstance(updates, Updates)
+        self._block = -1
+
+    def fill(self, step: int) -> None:
+        """Have the noise of the block that a step is in."""
+        block = step // self.blocks.capacity
+        if block != self._block:
+            self.blocks.fill(block, self.graph.normals, self.graph.uniforms)
+            self._block = block
+
+
+class _Gradients:
+    """Where the optimiser runs outside the graph: the step ends with the gradients."""
+
+    width = 0
+
+    def __init__(self, program: Program) -> None:
+        self.leaves = list(program.leaves().values())
+        self.state = [torch.zeros_like(leaf) for leaf in self.leaves]
+        self._there = [False] * len(self.leaves)
+
+    def update(self, gradients: Sequence[Tensor | None], state: Sequence[Tensor], numbers: Tensor) -> None:
+        """Leave the gradients in `state`."""
+        self._there = [gradient is not None for gradient in gradients]
+        for gradient, place in zip(gradients, state, strict=True):
+            if gradient is not None:
+                place.copy_(gradient)
+
+    def hand_over(self) -> None:
+        """Leave the gradients where torch's optimisers look for them."""
+        for leaf, gradient, there in zip(self.leaves, self.state, self._there, strict=True):
+            leaf.grad = gradient if there else None
+
+
+def _identities(program: Program) -> dict[str, int]:
+    return {name: id(leaf) for name, leaf in program.leaves().items()}
+
+
+def _buffers(program: Program) -> list[Tensor]:
+    """The buffers of the modules behind a program, each once."""
+    found = {id(buffer): buffer for module in program.modules() for buffer in module.buffers()}
+    return list(found.values())
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:,.1f} ms"

@@ -1,0 +1,201 @@
+"""A step as one compiled graph: recorded, simplified, compiled, and run many times in place."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ingle.engine import internals
+from ingle.engine.library import looped
+from ingle.engine.loop import NotALoop
+from ingle.engine.recording import Inputs, Recording, Untraceable, record
+from ingle.engine.simplify import simplify
+
+__all__ = ["Source", "StepGraph", "Update", "Using"]
+
+Using = Literal["inductor", "graph"]
+
+
+class Update(Protocol):
+    """How a step ends: what the gradients do."""
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The parameters that it moves."""
+
+    @property
+    def state(self) -> list[Tensor]:
+        """What it changes in place beside them."""
+
+    @property
+    def width(self) -> int:
+        """How many numbers it wants for each step."""
+
+    def update(self, gradients: Sequence[Tensor | None], state: Sequence[Tensor], numbers: Tensor) -> None:
+        """Move the leaves, by tensor operations alone."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a graph is recorded from.
+
+    Attributes:
+        particles: from the rows of minibatches to loss and surrogate of each particle, as objectives give them.
+        update: how the step ends.
+        buffers: what the program itself changes in place.
+        data: what it reads, by name.
+        rows: of minibatches that come from outside, how many a plate takes.
+        normals, uniforms: how many numbers of each a step draws.
+        capacity: how many steps the matrices of noise and numbers hold.
+        foldable: the data stay what they are.
+        dtype, device: of noise and losses.
+    """
+
+    particles: Callable[[Mapping[str, Tensor]], Iterable[tuple[Any, Any]]]
+    update: Update
+    buffers: Sequence[Tensor]
+    data: Mapping[str, Tensor]
+    rows: Mapping[str, int]
+    normals: int
+    uniforms: int
+    capacity: int
+    foldable: bool
+    dtype: torch.dtype
+    device: torch.device
+    lifted: Sequence[Tensor] = field(default=())
+
+
+class StepGraph:
+    """Takes steps by running a graph in place.
+
+    Attributes:
+        normals, uniforms: the noise of the steps, shapes (capacity, number of normals), (capacity, number of uniforms).
+        numbers: what the update wants for each step, shape (capacity, width), float64.
+        rows: of minibatches, int64, shapes (capacity, rows).
+        losses: shape (capacity,); a step writes its own.
+        recording: what the graph was made from.
+        nodes: how many operations a step has.
+        how: which code runs it: "loop", "inductor" or "graph".
+    """
+
+    def __init__(self, source: Source, using: Using) -> None:
+        self._source = source
+        make: dict[str, Any] = {"device": source.device}
+        capacity = source.capacity
+        self.normals = torch.zeros(capacity, source.normals, dtype=source.dtype, **make)
+        self.uniforms = torch.zeros(capacity, source.uniforms, dtype=source.dtype, **make)
+        self.numbers = torch.zeros(capacity, source.update.width, dtype=torch.float64, **make)
+        self.rows = {
+            name: torch.zeros(capacity, count, dtype=torch.int64, **make) for name, count in source.rows.items()
+        }
+        self.losses = torch.zeros(capacity, dtype=source.dtype, **make)
+        self.place = torch.zeros(1, dtype=torch.int64, **make)
+        self.recording, self.functional, self._kept = self._record(using)
+        self._bound: list[Tensor] = []
+        self._layouts: list[Any] = []
+        self.bind()
+        self.nodes = sum(node.op == "call_function" for node in self.functional.graph.nodes)
+        self.how, self._call = _compiled(self.functional, self._bound, using)
+
+    def run(self, steps: int) -> None:
+        """Take `steps` steps with the tensors of the last `bind`, from row `place` of the matrices on."""
+        with torch.no_grad():
+            self._call(self._bound, steps)
+
+    def bind(self, data: Sequence[Tensor] | None = None) -> None:
+        """Take the tensors that are there now: loading a state puts others in the place of an optimiser's.
+
+        Args:
+            data: in the place of those of the source, in their order.
+
+        Raises:
+            Untraceable: one has another shape, dtype or device than the graph was made for.
+        """
+        inputs = self._inputs(data)
+        inputs += self.recording.constants
+        tensors = [inputs[kept] if isinstance(kept, int) else kept for kept in self._kept]
+        if len(tensors) == len(self._bound) and all(map(operator.is_, tensors, self._bound)):
+            return
+        layouts = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors]
+        if self._layouts and layouts != self._layouts:
+            raise Untraceable("a tensor that it reads has another shape, dtype or device than before")
+        self._bound, self._layouts = tensors, layouts
+
+    def _record(self, using: Using) -> tuple[Recording, GraphModule, list[int | Tensor]]:
+        source = self._source
+        inputs = Inputs(
+            changed=(*source.update.leaves, *source.update.state, *source.buffers, self.place, self.losses),
+            varying=(self.normals, self.uniforms, self.numbers, *self.rows.values(), *source.lifted),
+            fixed=source.data,
+            normals=self.normals,
+            uniforms=self.uniforms,
+            place=self.place,
+        )
+        recording = record(lambda: self._step(inputs), inputs)
+        tensors = [*inputs.all, *recording.constants]
+        functional = internals.functional(recording.graph, tensors, decompose=using == "inductor")
+        stays = [False] * (len(inputs.changed) + len(inputs.varying))
+        stays += [source.foldable or recording.pinned] * len(source.data) + [True] * len(recording.constants)
+        return recording, functional, simplify(functional, [tensor.detach() for tensor in tensors], stays)
+
+    def _step(self, inputs: Inputs) -> None:
+        source = self._source
+        total: Any = 0.0
+        objective: Any = 0.0
+        for loss, surrogate in source.particles({name: inputs.row(matrix) for name, matrix in self.rows.items()}):
+            total, objective = total + loss, objective + surrogate
+        leaves = source.update.leaves
+        gradients: Sequence[Tensor | None] = [None] * len(leaves)
+        if getattr(objective, "requires_grad", False):
+            gradients = torch.autograd.grad(objective, leaves, allow_unused=True)
+        with torch.no_grad():
+            source.update.update(gradients, source.update.state, inputs.row(self.numbers))
+            if not isinstance(total, Tensor):
+                total = torch.full((), float(total), dtype=source.dtype, device=source.device)
+            self.losses.index_put_((self.place,), total.detach().to(source.dtype).reshape(1))
+            self.place.add_(1)
+
+    def _inputs(self, data: Sequence[Tensor] | None = None) -> list[Tensor]:
+        source = self._source
+        return [
+            *source.update.leaves,
+            *source.update.state,
+            *source.buffers,
+            self.place,
+            self.losses,
+            self.normals,
+            self.uniforms,
+            self.numbers,
+            *self.rows.values(),
+            *source.lifted,
+            *(source.data.values() if data is None else data),
+        ]
+
+
+def _compiled(graph: GraphModule, tensors: list[Tensor], using: Using) -> tuple[str, Callable[[list[Tensor], int], None]]:
+    """What runs a graph: which code it is, and a function of the tensors and the number of steps."""
+    if using == "graph":
+
+        def interpret(tensors: list[Tensor], steps: int) -> None:
+            for _ in range(steps):
+                graph(*tensors)
+
+        return "graph", interpret
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        try:
+            return "loop", looped(graph, tensors)
+        except NotALoop:
+            pass
+    function = internals.inductor(graph, tensors)
+
+    def call(tensors: list[Tensor], steps: int) -> None:
+        for _ in range(steps):
+            function(list(tensors))
+
+    return "inductor", call

@@ -1,0 +1,93 @@
+"""Runs of a program held against each other, and what it reads from outside its arguments kept under watch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ingle.engine.noise import Noise, OwnDraws
+from ingle.engine.recording import Untraceable
+from ingle.engine.structure import Statement, Structure, difference
+from ingle.program import Change, Place, Places, Snapshot, find_places
+
+__all__ = ["Observation", "Observer"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What several runs had in common.
+
+    Attributes:
+        statements: of sites and parameters, in order.
+        draws: how many numbers each draw took, in order, and whether they were "normal" or "uniform".
+        left: random operations that drew from torch's global generator.
+    """
+
+    statements: list[Statement]
+    draws: list[tuple[str, int]]
+    left: list[str]
+
+    def drawn(self, stream: str) -> int:
+        """How many numbers a run takes from a stream."""
+        return sum(count for name, count in self.draws if name == stream)
+
+
+class Observer:
+    """Watches a model and a guide.
+
+    Args:
+        programs: model and guide.
+        ignored: tensors that the engine itself looks after, such as parameters and buffers.
+    """
+
+    def __init__(self, programs: Iterable[object], ignored: Callable[[], Iterable[Tensor]]) -> None:
+        self._programs = tuple(programs)
+        self._ignored = ignored
+        self._places: Places | None = None
+        self._seen: Snapshot | None = None
+
+    def observe(self, run: Callable[[], None], times: int) -> Observation:
+        """Run the program some times without effect: `run` puts back what a run changes.
+
+        Raises:
+            Untraceable: the runs differ, or the program keeps a state of its own.
+        """
+        found: list[Observation] = []
+        places = self._places = self._places or find_places(*self._programs, ignore=self._ignored())
+        before = places.snapshot(full=True)
+        for _ in range(times):
+            draws = OwnDraws()
+            with Structure() as structure, Noise(draws) as noise:
+                run()
+            found.append(Observation(structure.statements, draws.calls, noise.left))
+        changes = places.changed(before)
+        if changes:
+            raise Untraceable(f"the program keeps a state of its own in Python, which every run changes: {changes[0]}")
+        first, *others = found
+        for other in others:
+            told = difference(first.statements, other.statements)
+            if told is None and first.draws != other.draws:
+                told = "it draws other numbers of random numbers from run to run"
+            if told is not None:
+                raise Untraceable(told)
+        return first
+
+    def mark(self, *, without: Collection[Place] = ()) -> None:
+        """Take what is there now for what a graph was recorded with, apart from some places."""
+        if self._places is not None:
+            self._seen = self._places.snapshot(without=without)
+
+    def lifted(self, tensors: Mapping[Place, Tensor]) -> AbstractContextManager[None]:
+        """Tensors are in the place of numbers inside."""
+        return nullcontext() if self._places is None else self._places.lifted(tensors)
+
+    def changed(self) -> list[Change]:
+        """What differs from the last `mark`."""
+        return [] if self._places is None or self._seen is None else self._places.changed(self._seen)
+
+    def numbers(self) -> tuple[Place, ...]:
+        """Places of numbers that can be inputs of a graph instead."""
+        return () if self._places is None else self._places.numbers()
