@@ -3,5 +3,7 @@
 from ingle.objectives.choose import Choice, choose
 from ingle.objectives.trace import Trace_ELBO
 from ingle.objectives.trace_enum import TraceEnum_ELBO
+from ingle.objectives.trace_graph import TraceGraph_ELBO
+from ingle.objectives.trace_mean_field import TraceMeanField_ELBO
 
-__all__ = ["Choice", "TraceEnum_ELBO", "Trace_ELBO", "choose"]
+__all__ = ["Choice", "TraceEnum_ELBO", "TraceGraph_ELBO", "TraceMeanField_ELBO", "Trace_ELBO", "choose"]

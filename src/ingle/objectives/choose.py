@@ -10,11 +10,18 @@ import pyro.infer
 from ingle.errors import OptionError
 from ingle.objectives.trace import Trace_ELBO
 from ingle.objectives.trace_enum import TraceEnum_ELBO
+from ingle.objectives.trace_graph import TraceGraph_ELBO
+from ingle.objectives.trace_mean_field import TraceMeanField_ELBO
 from ingle.program import Program
 
 __all__ = ["Choice", "choose"]
 
-_OURS: dict[type, type] = {pyro.infer.Trace_ELBO: Trace_ELBO, pyro.infer.TraceEnum_ELBO: TraceEnum_ELBO}
+_OURS: dict[type, type] = {
+    pyro.infer.Trace_ELBO: Trace_ELBO,
+    pyro.infer.TraceEnum_ELBO: TraceEnum_ELBO,
+    pyro.infer.TraceGraph_ELBO: TraceGraph_ELBO,
+    pyro.infer.TraceMeanField_ELBO: TraceMeanField_ELBO,
+}
 _ENUMERATING = (pyro.infer.TraceEnum_ELBO, pyro.infer.TraceTMC_ELBO)
 
 
@@ -35,7 +42,7 @@ def choose(objective: object, program: Program) -> Choice:
     """The user's objective, or the one that the program's sites ask for.
 
     TraceEnum where something is summed out, the score-function estimator where a guide site has no pathwise
-    gradient, Trace_ELBO otherwise. Pyro's own Trace_ELBO and TraceEnum_ELBO become those of the same name here.
+    gradient, Trace_ELBO otherwise. An objective of Pyro's becomes the one of the same name here, where there is one.
 
     Raises:
         OptionError: for anything that is no `pyro.infer.ELBO`, an objective that reports no loss, or one that
@@ -50,7 +57,7 @@ def choose(objective: object, program: Program) -> Choice:
         return Choice(enumerating, f"{names} summed out")
     sampled = [site.name for site in program.guide_sites if site.kind != "observed" and not site.reparameterised]
     if sampled:
-        return Choice(pyro.infer.TraceGraph_ELBO(), f"score function, {', '.join(sampled)} has no pathwise gradient")
+        return Choice(TraceGraph_ELBO(), f"score function, {', '.join(sampled)} has no pathwise gradient")
     return Choice(Trace_ELBO(), "every guide site has a pathwise gradient")
 
 

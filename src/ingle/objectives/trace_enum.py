@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro.infer
-from pyro.distributions.util import is_identically_zero
-from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from torch import Tensor
+
+from ingle.objectives.dice import dice_elbo
+from ingle.objectives.estimator import Estimator
 
 __all__ = ["TraceEnum_ELBO"]
 
 
-class TraceEnum_ELBO(pyro.infer.TraceEnum_ELBO):
+class TraceEnum_ELBO(Estimator, pyro.infer.TraceEnum_ELBO):
     """The evidence lower bound with discrete latents summed out exactly.
 
     ELBO = E_q[log sum_k p(x, z, k) - log q(z)]. Sites marked `infer={"enumerate": "parallel"}` and absent from
@@ -33,10 +34,31 @@ class TraceEnum_ELBO(pyro.infer.TraceEnum_ELBO):
         Args:
             model, guide: callables with Pyro statements.
             *args, **kwargs: of both.
+
+        Runs that enumerate a site one value after the other share what came before it, and so come as one.
         """
+        together: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            elbo = _compute_dice_elbo(model_trace, guide_trace)
-            if is_identically_zero(elbo):
+            elbo = dice_elbo(model_trace, guide_trace)
+            if not isinstance(elbo, Tensor):
                 continue
             loss = -elbo / self.num_particles
-            yield loss.detach(), loss
+            if any("_enum_total" in site["infer"] for site in guide_trace.nodes.values() if site["type"] == "sample"):
+                together = together + loss
+            else:
+                yield loss.detach(), loss
+        if isinstance(together, Tensor):
+            yield together.detach(), together
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The loss as a scalar that can be differentiated any number of times.
+
+        Raises:
+            ValueError: where no parameter reaches it.
+        """
+        loss = super().differentiable_loss(model, guide, *args, **kwargs)
+        if not getattr(loss, "requires_grad", False):
+            raise ValueError(f"no parameter reaches the ELBO, which cannot be differentiated: {loss}")
+        return loss

@@ -1,0 +1,84 @@
+"""What the objectives share: a loss and a surrogate for each particle, neither read before both are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro.infer
+from pyro.infer.util import is_validation_enabled
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+__all__ = ["Estimator"]
+
+
+class Estimator(pyro.infer.ELBO):
+    """An ELBO told particle by particle, as tensors on the device.
+
+    Goes before the class of Pyro's whose traces it takes; what comes after says what one pair of traces is worth.
+    """
+
+    def particles(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each particle its share of the loss, in nats, and the surrogate to differentiate, both scalars.
+
+        Args:
+            model, guide: callables with Pyro statements.
+            *args, **kwargs: of both.
+
+        The shares add up to the loss. Differentiating one surrogate before asking for the next keeps one
+        particle's graph in memory at a time.
+        """
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
+            yield loss / self.num_particles, surrogate / self.num_particles
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
+        """The loss of one pair of traces, without a gradient, and the surrogate whose gradient is taken."""
+        raise NotImplementedError
+
+    def untraceable(self, guide_trace: Any) -> str | None:
+        """Why a step cannot be recorded as one graph of tensors, in words; None where nothing is in the way.
+
+        Args:
+            guide_trace: one run of the guide, as a Pyro trace.
+        """
+        return None
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The loss as a number."""
+        return _read(sum(loss for loss, _ in self.particles(model, guide, *args, **kwargs)))
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The loss as a scalar whose gradient is that of the surrogate."""
+        total: Any = 0.0
+        surrogate: Any = 0.0
+        for loss, part in self.particles(model, guide, *args, **kwargs):
+            total, surrogate = total + loss, surrogate + part
+        if is_validation_enabled():
+            warn_if_nan(surrogate, "loss")
+        return total + (surrogate - detached(surrogate))
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; gradients are added to the parameters' `grad`."""
+        total: Any = 0.0
+        for loss, surrogate in self.particles(model, guide, *args, **kwargs):
+            if getattr(surrogate, "requires_grad", False):
+                surrogate.backward(retain_graph=self.retain_graph)
+            total = total + loss
+        return _read(total)
+
+
+def detached(value: Any) -> Any:
+    """A tensor without its graph; a number as it is."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _read(loss: Any) -> float:
+    if is_validation_enabled() and isinstance(loss, Tensor):
+        warn_if_nan(loss.detach(), "loss")
+    return float(loss)
