@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
@@ -14,7 +18,20 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from ingle.errors import OptionError
 
-__all__ = ["Group", "PyroGroup"]
+__all__ = ["Group", "PyroGroup", "Rates"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one parameter group has at each of the updates to come, arrays of shape (updates,).
+
+    Attributes:
+        lr: the learning rate that the update takes.
+        momentum: the momentum, or the first of two betas; None where nothing changes it.
+    """
+
+    lr: npt.NDArray[np.float64]
+    momentum: npt.NDArray[np.float64] | None = None
 
 
 class Group:
@@ -25,13 +42,18 @@ class Group:
         label: what the user calls it.
         updates: over which a learning rate of Ingle's decays, to stay where it is from then on; None for no end.
         decays: the learning rate is Ingle's to lower.
+
+    Attributes:
+        optimiser: from the first update on; None before it, and on a side without leaves.
+        clips: leaves whose gradients are clipped, with `clip_norm`, `clip_value` or both.
+        scheduler: what moves the learning rates after each update, if anything.
     """
 
     def __init__(
         self, build: Callable[..., Any], label: str, *, updates: int | None = None, decays: bool = False
     ) -> None:
         self._build = build
-        self._label = label
+        self.label = label
         self._updates = updates
         self._taken = 0
         self.decays = decays
@@ -40,6 +62,8 @@ class Group:
 
     def _clear(self) -> None:
         self.optimiser = None
+        self.clips: list[tuple[Tensor, dict[str, Any]]] = []
+        self.scheduler: Any = None
         self._known: dict[str, Tensor] = {}
         self._joins: list[dict[str, Tensor]] = []  # leaves that joined together are one group, or several, of their own
         self._options: list[Any] = []  # of each join, as the user gave them
@@ -49,16 +73,51 @@ class Group:
         self._join(leaves)
         if self.optimiser is None:
             return
-        try:
+        with self._explained():
             self._step(self.optimiser)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise OptionError(f"{self._label}: {type(self.optimiser).__name__} cannot take a step: {error}") from error
         for leaf in leaves.values():
             leaf.grad = None
-        self._taken += 1
-        if self._taken == self._updates:
+        self._count(1)
+
+    def plan(self, updates: int) -> list[Rates]:
+        """The rates of the next updates, one entry for each parameter group, for updates that are taken elsewhere.
+
+        Learning rates, schedule and count are afterwards what as many calls of `step` leave; the state that
+        torch's optimiser has of each leaf is not touched.
+        """
+        if self.optimiser is None or updates == 0:
+            empty = Rates(np.empty(0), np.empty(0))
+            return [] if self.optimiser is None else [empty for _ in self.optimiser.param_groups]
+        with self._explained():
+            rates = self._rates(self.optimiser, updates)
+        self._count(updates)
+        return rates
+
+    def _rates(self, optimiser: torch.optim.Optimizer, updates: int) -> list[Rates]:
+        left = updates if self._updates is None or self._taken >= self._updates else self._updates - self._taken
+        rates = []
+        for group in optimiser.param_groups:
+            lr = np.full(updates, float(group["lr"]))
+            if group.get("lrd", 1.0) != 1.0:
+                factors = np.full(updates + 1, float(group["lrd"]))
+                factors[0], factors[1 + left :] = group["lr"], 1.0
+                lr = np.multiply.accumulate(factors)[1:]  # one after the other, and so to the bit what steps give
+                group["lr"] = lr[-1].item()
+            rates.append(Rates(lr))
+        return rates
+
+    def _count(self, updates: int) -> None:
+        before, self._taken = self._taken, self._taken + updates
+        if self.optimiser is not None and self._updates is not None and before < self._updates <= self._taken:
             for group in self.optimiser.param_groups:
                 group["lrd"] = 1.0
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise OptionError(f"{self.label}: {type(self.optimiser).__name__} cannot take a step: {error}") from error
 
     def _step(self, optimiser: torch.optim.Optimizer) -> None:
         optimiser.step()
@@ -84,7 +143,7 @@ class Group:
         except OptionError:
             raise
         except Exception as error:  # the callable is the user's, and may raise anything
-            raise OptionError(f"{self._label} cannot be built: {type(error).__name__}: {error}") from error
+            raise OptionError(f"{self.label} cannot be built: {type(error).__name__}: {error}") from error
         self._known.update(fresh)
         self._joins.append(fresh)
 
@@ -96,9 +155,9 @@ class Group:
 
     def _checked(self, optimiser: object) -> torch.optim.Optimizer:
         if isinstance(optimiser, torch.optim.LBFGS):
-            raise OptionError(f"{self._label}: LBFGS evaluates the loss several times a step, which SVI does not offer")
+            raise OptionError(f"{self.label}: LBFGS evaluates the loss several times a step, which SVI does not offer")
         if not isinstance(optimiser, torch.optim.Optimizer):
-            raise OptionError(f"{self._label} must build a torch.optim.Optimizer, it built {type(optimiser).__name__}")
+            raise OptionError(f"{self.label} must build a torch.optim.Optimizer, it built {type(optimiser).__name__}")
         return optimiser
 
     def scale_lr(self, factor: float) -> None:
@@ -154,8 +213,6 @@ class PyroGroup(Group):
 
     def _clear(self) -> None:
         super()._clear()
-        self._clips: list[tuple[Tensor, dict[str, Any]]] = []
-        self._scheduler: Any = None
         self._planned: Any = None  # the schedule before its first step
 
     def _entries(self, fresh: Mapping[str, Tensor]) -> list[Any]:
@@ -166,7 +223,7 @@ class PyroGroup(Group):
             options = described._get_optim_args(leaf)
             clip = described._get_grad_clip_args(leaf)
             if clip:
-                self._clips.append((leaf, clip))
+                self.clips.append((leaf, clip))
             for group in groups:
                 if _without_params(group) == options:
                     group["params"].append(leaf)
@@ -178,35 +235,48 @@ class PyroGroup(Group):
 
     def _built(self) -> None:
         if isinstance(self._described, PyroLRScheduler):
-            self._scheduler = self._described.pt_scheduler_constructor(self.optimiser, **self._described.kwargs)
-            self._planned = copy.deepcopy(self._scheduler.state_dict())
+            self.scheduler = self._described.pt_scheduler_constructor(self.optimiser, **self._described.kwargs)
+            self._planned = copy.deepcopy(self.scheduler.state_dict())
 
     def _step(self, optimiser: torch.optim.Optimizer) -> None:
-        for leaf, clip in self._clips:
+        for leaf, clip in self.clips:
             if leaf.grad is not None:
                 if clip.get("clip_norm") is not None:
                     clip_grad_norm_(leaf, clip["clip_norm"])
                 if clip.get("clip_value") is not None:
                     clip_grad_value_(leaf, clip["clip_value"])
         optimiser.step()
-        if self._scheduler is not None:
-            self._scheduler.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _rates(self, optimiser: torch.optim.Optimizer, updates: int) -> list[Rates]:
+        if self.scheduler is None:
+            return super()._rates(optimiser, updates)
+        lrs, momenta = np.empty((2, updates, len(optimiser.param_groups)))
+        for update in range(updates):
+            for index, group in enumerate(optimiser.param_groups):
+                if "lrd" in group:
+                    group["lr"] *= group["lrd"]
+                lrs[update, index] = group["lr"]
+                momenta[update, index] = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+            self.scheduler.step()
+        return [Rates(lr, momentum) for lr, momentum in zip(lrs.T, momenta.T, strict=True)]
 
     def capture(self) -> dict[str, Any]:
         """The state, copied, with the leaves that joined and the schedule."""
         return {
             **super().capture(),
-            "schedule": None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict()),
+            "schedule": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a captured state."""
         super().restore(state)
-        if self._scheduler is not None and state["schedule"] is not None:
-            self._scheduler.load_state_dict(copy.deepcopy(state["schedule"]))
+        if self.scheduler is not None and state["schedule"] is not None:
+            self.scheduler.load_state_dict(copy.deepcopy(state["schedule"]))
 
     def _given(self) -> dict[str, Any]:
-        clips = [dict(clip) for _, clip in self._clips]
+        clips = [dict(clip) for _, clip in self.clips]
         return {"options": self._options, "clips": clips, "planned": self._planned}
 
 

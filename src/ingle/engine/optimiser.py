@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam
@@ -30,12 +32,13 @@ class Optimisers:
         guide_steps: the guide moves at every step, the model at every `guide_steps`-th.
         decays: some learning rate is Ingle's to lower, because the user named no optimiser for it.
         planned: steps over which it is lowered; None where a rule lowers it, or nothing does.
+        groups: the optimisers, one for "both" sides, or one for the "model" and one for the "guide".
     """
 
     def __init__(
         self, groups: Mapping[str, Group], *, guide_steps: int, description: str, kind: str, steps: int | None
     ) -> None:
-        self._groups = dict(groups)
+        self.groups = dict(groups)
         self.guide_steps = guide_steps
         self.description = description
         self.kind = kind
@@ -46,40 +49,50 @@ class Optimisers:
     def step(self, model_leaves: Mapping[str, Tensor], guide_leaves: Mapping[str, Tensor]) -> None:
         """One update from the gradients that are there, which are used up; no leaf is on both sides."""
         self._taken += 1
-        if "both" in self._groups:
-            self._groups["both"].step({**model_leaves, **guide_leaves})
+        if "both" in self.groups:
+            self.groups["both"].step({**model_leaves, **guide_leaves})
             return
-        self._groups["guide"].step(guide_leaves)
+        self.groups["guide"].step(guide_leaves)
         if self._taken % self.guide_steps == 0:
-            self._groups["model"].step(model_leaves)
+            self.groups["model"].step(model_leaves)
         else:
             for leaf in model_leaves.values():
                 leaf.grad = None
 
+    def begun(self, side: str) -> bool:
+        """The side has had its first turn to move."""
+        return self._taken >= (self.guide_steps if side == "model" else 1)
+
+    def turns(self, steps: int) -> dict[str, npt.NDArray[np.bool_]]:
+        """Whether each side moves at each of the next steps, arrays of shape (steps,); counts the steps as taken."""
+        numbers = np.arange(self._taken + 1, self._taken + steps + 1)
+        self._taken += steps
+        return {side: numbers % (self.guide_steps if side == "model" else 1) == 0 for side in self.groups}
+
     def scale_lr(self, factor: float) -> None:
         """Multiply the learning rates that are Ingle's to lower."""
-        for group in self._groups.values():
+        for group in self.groups.values():
             group.scale_lr(factor)
 
     def capture(self) -> dict[str, Any]:
         """State of every optimiser and schedule, copied."""
-        return {"taken": self._taken, "sides": {side: group.capture() for side, group in self._groups.items()}}
+        return {"taken": self._taken, "sides": {side: group.capture() for side, group in self.groups.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a captured state."""
         self._taken = state["taken"]
-        for side, group in self._groups.items():
+        for side, group in self.groups.items():
             group.restore(state["sides"][side])
 
     def changed(self, state: Mapping[str, Any]) -> str | None:
         """How the user's options differ from those of a captured state, in words; None where they do not."""
-        found = ((side, group.changed(state["sides"][side])) for side, group in self._groups.items())
+        found = ((side, group.changed(state["sides"][side])) for side, group in self.groups.items())
         return next((f"{_label(side)} has {told}" for side, told in found if told is not None), None)
 
     def check_plain(self, model_leaves: Mapping[str, Tensor], guide_leaves: Mapping[str, Tensor]) -> None:
         """Raises `OptionError` where an optimiser or schedule starts with something that a file cannot hold."""
         leaves = {"both": {**model_leaves, **guide_leaves}, "model": model_leaves, "guide": guide_leaves}
-        sides = {side: group.joined([leaves[side]]).capture() for side, group in self._groups.items()}
+        sides = {side: group.joined([leaves[side]]).capture() for side, group in self.groups.items()}
         to_file({"taken": 0, "sides": sides})
 
 
