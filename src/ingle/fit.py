@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from ingle import saved
 from ingle.checkpoint import Checkpoint
 from ingle.data import read, resolve_batch_size
-from ingle.engine import Compile, choose_engine, resolve_optimisers
+from ingle.engine import Compile, choose_engine, resolve_compile, resolve_optimisers
 from ingle.errors import OptionError
 from ingle.fitted import Fit, carry_on
 from ingle.objectives import choose
@@ -140,7 +140,6 @@ def fit(
 def _options(steps: object, compile: object, progress: object) -> None:
     if steps is not None:
         positive_integer("steps", steps)
-    if not isinstance(compile, str) or compile not in get_args(Compile):
-        raise OptionError(f"compile must be one of {', '.join(map(repr, get_args(Compile)))}, got {compile!r}")
+    resolve_compile(compile)
     if progress is not None and not isinstance(progress, bool):
         raise OptionError(f"progress must be True, False or None, got {progress!r}")

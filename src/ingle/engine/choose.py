@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ingle.engine import internals
 from ingle.engine.compiled import CompiledEngine
@@ -13,12 +13,18 @@ from ingle.errors import IngleWarning, OptionError, warn
 from ingle.program import Program
 from ingle.runtime import Runtime
 
-__all__ = ["Compile", "choose_engine"]
+__all__ = ["Compile", "choose_engine", "resolve_compile"]
 
 Compile = Literal["auto", "off", "full"]
 
 _WORTH = 40_000  # statements that a fit runs eagerly in about the time that a graph takes to compile
 _UNKNOWN = 6_000  # steps that a fit takes by itself, as a rule
+
+
+def resolve_compile(compile: object) -> None:
+    """Raises `OptionError` for anything but one of the choices."""
+    if not isinstance(compile, str) or compile not in get_args(Compile):
+        raise OptionError(f"compile must be one of {', '.join(map(repr, get_args(Compile)))}, got {compile!r}")
 
 
 def choose_engine(

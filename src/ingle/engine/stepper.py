@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
+import pyro.infer
 import torch
 from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
@@ -36,25 +38,18 @@ class Stepper:
     Noise is drawn from torch's global generator, in the order in which the program draws it.
 
     Args:
-        model, guide: with Pyro statements.
-        optim: Pyro's optimiser.
+        svi: whose model, guide and optimiser it takes, as they are at each step.
         objective: with `particles`.
         eager: takes a step as Pyro would.
         at_once: compile at the third step, without counting.
     """
 
     def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        optim: PyroOptim,
-        objective: Any,
-        eager: Callable[..., Any],
-        *,
-        at_once: bool,
+        self, svi: pyro.infer.SVI, objective: Any, eager: Callable[..., Any], *, at_once: bool
     ) -> None:
-        self._model, self._guide, self._optim = model, guide, optim
-        self._objective, self._eager, self._at_once = objective, eager, at_once
+        self._svi: Any = svi
+        self._objective, self._eager = objective, eager
+        self._parts = self._model, self._guide, self._optim
         self._taken = 0
         self._compile_at: int | None = 2 if at_once else None
         self._made = 0
@@ -64,6 +59,19 @@ class Stepper:
         self._never_lifted: set[Any] = set()
         self._observer: Observer | None = None
         self._last: list[Any] = []
+
+    @property
+    def _model(self) -> Any:
+        return self._svi.model
+
+    @property
+    def _guide(self) -> Any:
+        return self._svi.guide
+
+    @property
+    def _optim(self) -> PyroOptim:
+        optim: PyroOptim = self._svi.optim
+        return optim
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take one step and return its loss as a number.
@@ -75,6 +83,10 @@ class Stepper:
         if not self._due(args, kwargs):
             return self._eager(*args, **kwargs)
         arguments = _Arguments((args, kwargs))
+        parts = self._model, self._guide, self._optim
+        if any(map(operator.is_not, parts, self._parts)):
+            self._parts, self._observer = parts, None
+            self._graphs.clear()
         stepped = self._graph(arguments)
         return stepped.run(arguments)
 
@@ -178,8 +190,7 @@ class Stepper:
         args, kwargs = arguments.whole
 
         def run() -> None:
-            leaves = self._leaves()
-            with self._unchanged(leaves, [], self._buffers()), validation(False):
+            with self._unchanged(self._buffers()), validation(False):
                 for _ in self._objective.particles(self._model, self._guide, *args, **kwargs):
                     pass
 

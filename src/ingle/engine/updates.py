@@ -15,13 +15,13 @@ from ingle.engine.group import Group, Rates
 from ingle.engine.optimiser import Optimisers
 from ingle.engine.rules import Rule, rules_of
 
-__all__ = ["Updates", "updates_of"]
+__all__ = ["Clock", "Updates", "updates_of"]
 
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False)
-class _Clock:
+class Clock:
     """Leaves of one parameter group that have counted the same updates, and so share their numbers."""
 
     side: str
@@ -61,7 +61,7 @@ class Updates:
         width: of a row of numbers.
     """
 
-    def __init__(self, optimisers: Optimisers, clocks: list[_Clock], idle: list[Tensor], width: int) -> None:
+    def __init__(self, optimisers: Optimisers, clocks: list[Clock], idle: list[Tensor], width: int) -> None:
         self.leaves = [leaf for clock in clocks for leaf in clock.leaves] + idle
         self._idle = len(idle)  # of the leaves the last, which torch has no state for
         self._counted = {id(leaf) for clock in clocks if clock.rule.counts for leaf in clock.leaves}
@@ -109,7 +109,7 @@ class Updates:
             self._fill(table, clock, turns[clock.side], rates[clock.side][clock.index])
         return torch.from_numpy(table)
 
-    def _fill(self, table: npt.NDArray[np.float64], clock: _Clock, turns: npt.NDArray[np.bool_], rates: Rates) -> None:
+    def _fill(self, table: npt.NDArray[np.float64], clock: Clock, turns: npt.NDArray[np.bool_], rates: Rates) -> None:
         counting = [leaf for leaf in clock.leaves if id(leaf) not in self._without]
         numbers = clock.rule.numbers(rates, clock.counted(counting))
         clock.count(counting, len(rates.lr))
@@ -160,7 +160,7 @@ class Updates:
         self._without = without
 
     def _move(
-        self, clock: _Clock, leaf: Tensor, gradient: Tensor, slots: list[Tensor], row: Sequence[Tensor], dtype: Any
+        self, clock: Clock, leaf: Tensor, gradient: Tensor, slots: list[Tensor], row: Sequence[Tensor], dtype: Any
     ) -> None:
         names = clock.rule.still
         numbers = {**clock.rule.constants, **dict(zip(names, row[clock.first :], strict=False))}
@@ -186,7 +186,7 @@ def updates_of(optimisers: Optimisers) -> Updates | str:
     Returns:
         The reason in words where a graph cannot take them.
     """
-    clocks: list[_Clock] = []
+    clocks: list[Clock] = []
     idle: list[Tensor] = []
     width = 0
     for side, group in optimisers.groups.items():
@@ -211,7 +211,7 @@ def updates_of(optimisers: Optimisers) -> Updates | str:
                 else:
                     idle.append(leaf)
             for leaves in by_count.values():
-                clocks.append(_Clock(side, group, index, rule, known, leaves, width, flag))
+                clocks.append(Clock(side, group, index, rule, known, leaves, width, flag))
                 width += len(rule.still)
     updates = Updates(optimisers, clocks, idle, width)
     if len({id(leaf) for leaf in updates.leaves}) < len(updates.leaves):

@@ -14,7 +14,7 @@ from ingle.objectives.trace_graph import TraceGraph_ELBO
 from ingle.objectives.trace_mean_field import TraceMeanField_ELBO
 from ingle.program import Program
 
-__all__ = ["Choice", "choose"]
+__all__ = ["Choice", "choose", "ours"]
 
 _OURS: dict[type, type] = {
     pyro.infer.Trace_ELBO: Trace_ELBO,
@@ -77,9 +77,14 @@ def _given(objective: object, program: Program) -> Any:
             f"the guide leaves out {', '.join(program.enumerated)}, which {type(objective).__name__} cannot sum out; "
             "use pyro.infer.TraceEnum_ELBO(), or sample it in the guide"
         )
-    ours = _OURS.get(type(objective))
-    if ours is None:
+    return ours(objective)
+
+
+def ours(objective: Any) -> Any:
+    """An objective of Pyro's as the one of the same name here; any other as it is."""
+    kind = _OURS.get(type(objective))
+    if kind is None:
         return objective
-    adopted: Any = object.__new__(ours)
+    adopted: Any = object.__new__(kind)
     adopted.__dict__.update(vars(objective))
     return adopted
