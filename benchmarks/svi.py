@@ -126,13 +126,14 @@ def round_steps(way: str, worker: Worker, seconds: float, total: int) -> int:
 def run_case(name: str, options: argparse.Namespace) -> list[Row]:
     """All ways on one case."""
     rows = [Row(name, way) for way in options.ways]
+    checked = min(options.check_steps, CASES[name]().checked)
     with contextlib.ExitStack() as stack:
         held: dict[str, tuple[Row, Worker]] = {}
         losses: dict[str, list[float]] = {}
         for row in rows:
             with guarded(row):
                 worker, losses[row.way] = started(row, stack, options)
-                losses[row.way] += worker.ask("go", options.check_steps - FIRST, losses=True)["losses"]
+                losses[row.way] += worker.ask("go", checked - FIRST, losses=True)["losses"]
                 memory = worker.ask("memory")
                 row.memory, row.device_memory = memory["host"], memory["device"]
                 held[row.way] = row, worker
@@ -143,13 +144,13 @@ def run_case(name: str, options: argparse.Namespace) -> list[Row]:
         if wrong:
             raise SystemExit(f"{name}: the ways do not optimise the same thing, so nothing is timed")
         if options.check:
-            half = options.check_steps // 2
+            half = checked // 2
             told = ", ".join(f"{way} {-statistics.fmean(losses[way][half:]):,.2f}" for way in held)
-            print(f"{name}: mean ELBO of steps {half:,} to {options.check_steps:,} agrees: {told}", flush=True)
+            print(f"{name}: mean ELBO of steps {half:,} to {checked:,} agrees: {told}", flush=True)
             return rows
         for row, worker in list(held.values()):
             with guarded(row):
-                row.steps = round_steps(row.way, worker, options.seconds, options.check_steps)
+                row.steps = round_steps(row.way, worker, options.seconds, checked)
         for turn in range(options.rounds):
             order = list(held.values())
             for row, worker in order[turn % max(len(order), 1) :] + order[: turn % max(len(order), 1)]:
@@ -250,7 +251,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--check", action="store_true", help="only check that all ways optimise the same thing")
-    parser.add_argument("--check-steps", type=int, help=f"{CHECKED:,} with --check, 200 before timings")
+    parser.add_argument("--check-steps", type=int, help=f"at most {CHECKED:,} with --check, 200 before timings")
     parser.add_argument("--no-cold", action="store_true", help="leave out first calls with an empty cache")
     parser.add_argument("--json", type=Path, help="also write all figures here, after every case")
     options = parser.parse_args()
