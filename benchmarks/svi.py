@@ -239,7 +239,10 @@ def device_name(device: str) -> str:
         return "CPU"
     # Asked in a process of its own, since this one is to hold neither torch nor the device.
     script = "import torch; print(torch.cuda.get_device_name())"
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"no {device} device: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout.strip()
 
 
 def parsed() -> argparse.Namespace:
