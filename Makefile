@@ -19,8 +19,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p ingle
 
-bench: $(READY)
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.svi
+
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--config-settings editable_mode=strict --editable '.[bench]'
+	touch $@
 
 # Strict, so that mypy sees ingle.models. It links each file, so folders whose list of files changed ask for it again.
 $(READY): pyproject.toml constraints.txt $(shell find src models guides -type d -not -name '__pycache__' -not -name '*.egg-info')

@@ -1,24 +1,50 @@
 #!/usr/bin/env bash
-# The suite and the step timings on one CUDA device, with whatever torch the machine has. Fails loudly.
+# On one CUDA device, in about eight minutes: the engine's tests (same noise, same losses; fresh noise at every step),
+# then the timings, which begin with the same question for every case. Fails loudly, after it has run what it can.
 #
 # On a machine that reaches a package index:       bash benchmarks/cuda.sh
-# On one that does not, carry wheels of pyro-ppl, pyro-api, opt_einsum, arviz and what they lack in a folder:
+# On one that does not, carry wheels of pyro-ppl, pyro-api, opt_einsum, arviz, pytest and what they lack in a folder:
 #                                                  WHEELS=folder bash benchmarks/cuda.sh
-# Output goes to $OUT (default: out/cuda): tests.log, svi.log.
+# NumPyro is compared with where it is installed with a JAX for the device, and its rows say so where it is not.
+# Output goes to $OUT (default: out/cuda): tests.log, svi.md, svi.log, svi.json. TESTS, TESTS_SECONDS, SVI_SECONDS and
+# the options of benchmarks.svi after the name of this script change what is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT="${OUT:-out/cuda}"
 mkdir -p "$OUT"
 SITE="$(mktemp -d)"
+trap 'rm -rf "$SITE"' EXIT
 if [ -n "${WHEELS:-}" ]; then
-    python3 -m pip install --quiet --no-index --no-deps --target "$SITE" "$WHEELS"/*.whl
-    export PYTHONPATH="$SITE"
+    python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$SITE" "$WHEELS"/*.whl
 fi
 # Without an index the build tools may be missing too: lay the package out as the wheel would.
 cp -r src/ingle "$SITE/ingle"
 cp -r models "$SITE/ingle/models"
 cp -r guides "$SITE/ingle/guides"
 export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-python3 -c "import torch; assert torch.cuda.is_available(), 'no CUDA device'; print(torch.__version__, torch.cuda.get_device_name())"
-python3 -m pytest --device cuda --dtype float32 -q -x tests --deselect tests/test_house.py 2>&1 | tee "$OUT/tests.log"
-python3 -m benchmarks.svi --device cuda --rounds 3 --steps 200 2>&1 | tee "$OUT/svi.log"
+python3 - <<'PYTHON'
+import importlib.util
+import sys
+
+import torch
+
+if not torch.cuda.is_available():
+    sys.exit("no CUDA device")
+missing = [name for name in ("pyro", "arviz", "pandas", "pytest") if importlib.util.find_spec(name) is None]
+if missing:
+    sys.exit(f"carry wheels of: {', '.join(missing)}")
+print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {torch.cuda.get_device_name()}")
+PYTHON
+
+# A part that hangs must leave the other its time, and what it printed so far is kept.
+failed=""
+# shellcheck disable=SC2086  # TESTS may name several files
+timeout "${TESTS_SECONDS:-180}" python3 -m pytest --device cuda --dtype float32 -q ${TESTS:-tests/engine} 2>&1 |
+    tee "$OUT/tests.log" || failed="the tests"
+timeout "${SVI_SECONDS:-280}" python3 -m benchmarks.svi --device cuda --threads "$(nproc)" --rounds 5 --seconds 0.5 \
+    --json "$OUT/svi.json" "$@" 2> >(tee "$OUT/svi.log" >&2) | tee "$OUT/svi.md" ||
+    failed="${failed:+$failed and }the timings"
+if [ -n "$failed" ]; then
+    echo "FAILED: $failed" >&2
+    exit 1
+fi
