@@ -9,22 +9,32 @@ from ingle.program.explain import check_call, explained
 from ingle.program.finding import Finding
 from ingle.program.guides import GuideName
 from ingle.program.handlers import Given, Unobserve
+from ingle.program.held import Places, find_places
 from ingle.program.identity import changed_arguments, describe, difference, digests
 from ingle.program.modules import buffers_kept, find_modules, modules_kept
+from ingle.program.own import OwnState, state_of_its_own
+from ingle.program.place import GONE, Place
 from ingle.program.program import Program, set_guide
 from ingle.program.provenance import reached
 from ingle.program.sites import Plate, Site, is_data, read_sites
+from ingle.program.snapshot import Change, Snapshot
 from ingle.program.state import Values
 from ingle.program.typical import typical_value
 
 __all__ = [
+    "GONE",
+    "Change",
     "Check",
     "Finding",
     "Given",
     "GuideName",
+    "OwnState",
+    "Place",
+    "Places",
     "Plate",
     "Program",
     "Site",
+    "Snapshot",
     "Summed",
     "Unobserve",
     "Values",
@@ -39,11 +49,13 @@ __all__ = [
     "digests",
     "explained",
     "find_modules",
+    "find_places",
     "is_data",
     "layers",
     "modules_kept",
     "reached",
     "read_sites",
     "set_guide",
+    "state_of_its_own",
     "typical_value",
 ]
