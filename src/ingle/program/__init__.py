@@ -7,12 +7,13 @@ from ingle.program.discrete import Summed
 from ingle.program.distributions import layers
 from ingle.program.explain import check_call, explained
 from ingle.program.finding import Finding
-from ingle.program.held import Places, find_places
 from ingle.program.guides import GuideName
 from ingle.program.handlers import Given, Unobserve
+from ingle.program.held import Places, find_places
 from ingle.program.identity import changed_arguments, describe, difference, digests
 from ingle.program.modules import buffers_kept, find_modules, modules_kept
-from ingle.program.place import Place
+from ingle.program.own import OwnState, state_of_its_own
+from ingle.program.place import GONE, Place
 from ingle.program.program import Program, set_guide
 from ingle.program.provenance import reached
 from ingle.program.sites import Plate, Site, is_data, read_sites
@@ -21,11 +22,13 @@ from ingle.program.state import Values
 from ingle.program.typical import typical_value
 
 __all__ = [
+    "GONE",
     "Change",
     "Check",
     "Finding",
     "Given",
     "GuideName",
+    "OwnState",
     "Place",
     "Places",
     "Plate",
@@ -53,5 +56,6 @@ __all__ = [
     "reached",
     "read_sites",
     "set_guide",
+    "state_of_its_own",
     "typical_value",
 ]

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-__all__ = ["at_rest", "buffers_kept", "find_modules", "modules_kept"]
+__all__ = ["at_rest", "buffers_kept", "find_modules", "is_library", "modules_kept"]
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _OF_TORCH = frozenset(vars(torch.nn.Module()))  # attributes of every module: children, parameters, buffers, hooks
@@ -83,7 +83,7 @@ def _through_namespaces(reached: list[object], names: Iterable[str]) -> list[obj
         value = waiting.pop()
         if not isinstance(value, types.ModuleType):
             through.append(value)
-        elif id(value) not in seen and not _library(value.__name__):
+        elif id(value) not in seen and not is_library(value.__name__):
             seen.add(id(value))
             waiting.extend(vars(value)[name] for name in names if name in vars(value))
     return through
@@ -104,10 +104,11 @@ def _filled(cell: types.CellType) -> bool:
 def _of_a_library(value: object) -> bool:
     """Functions and classes of libraries hold nothing of the user's."""
     home = getattr(value, "__module__", None) or ""
-    return isinstance(value, (type, types.FunctionType)) and _library(home)
+    return isinstance(value, (type, types.FunctionType)) and is_library(home)
 
 
-def _library(name: str) -> bool:
+def is_library(name: str) -> bool:
+    """Whether a Python module of this name is a library's, where nothing of the user's is to be found."""
     home = name.split(".")[0]
     return home in _LIBRARIES or home in sys.stdlib_module_names
 
