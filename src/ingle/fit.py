@@ -25,6 +25,7 @@ from ingle.trust import best_start
 
 __all__ = ["fit"]
 
+
 def fit(
     model: Callable[..., Any],
     guide: GuideName | Callable[..., Any] | type,

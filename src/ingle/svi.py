@@ -64,7 +64,9 @@ class SVI(pyro.infer.SVI):
         if compile != "off" and hasattr(objective, "particles"):
             self._stepper = Stepper(self, objective, super().step, at_once=self._required)
         elif self._required:
-            raise OptionError(f"compile='full': {type(loss).__name__} is not one of the objectives that can be compiled")
+            raise OptionError(
+                f"compile='full': {type(loss).__name__} is not one of the objectives that can be compiled"
+            )
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take a gradient step on the loss, and return the loss as a number.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ingle.engine import internals
+from ingle.engine.decompositions import DECOMPOSITIONS
 from ingle.engine.library import looped
 from ingle.engine.loop import NotALoop
 from ingle.engine.recording import Inputs, Recording, Untraceable, record
@@ -139,7 +140,9 @@ class StepGraph:
         )
         recording = record(lambda: self._step(inputs), inputs)
         tensors = [*inputs.all, *recording.constants]
-        functional = internals.functional(recording.graph, tensors, decompose=using == "inductor")
+        functional = internals.functional(
+            recording.graph, tensors, decompose=DECOMPOSITIONS if using == "inductor" else None
+        )
         stays = [False] * (len(inputs.changed) + len(inputs.varying))
         stays += [source.foldable or recording.pinned] * len(source.data) + [True] * len(recording.constants)
         return recording, functional, simplify(functional, [tensor.detach() for tensor in tensors], stays)
@@ -178,7 +181,9 @@ class StepGraph:
         ]
 
 
-def _compiled(graph: GraphModule, tensors: list[Tensor], using: Using) -> tuple[str, Callable[[list[Tensor], int], None]]:
+def _compiled(
+    graph: GraphModule, tensors: list[Tensor], using: Using
+) -> tuple[str, Callable[[list[Tensor], int], None]]:
     """What runs a graph: which code it is, and a function of the tensors and the number of steps."""
     if using == "graph":
 

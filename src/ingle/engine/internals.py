@@ -42,13 +42,16 @@ def unrecorded() -> Iterator[None]:
         yield
 
 
-def functional(graph: GraphModule, inputs: Sequence[Tensor], *, decompose: bool) -> GraphModule:
+def functional(
+    graph: GraphModule, inputs: Sequence[Tensor], *, decompose: Mapping[Any, Callable[..., Any]] | None
+) -> GraphModule:
     """The same graph without mutation, but for a `copy_` into each changed input at its end.
 
     Args:
         graph: of aten operations, with `inputs` as its inputs; it returns nothing.
         inputs: their shapes count, their numbers do not.
-        decompose: into the operations that Inductor lowers.
+        decompose: into the operations that Inductor lowers, by its own rules and by these, which may decline; None
+            leaves operations as they are.
     """
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses import FakeTensorMode
@@ -63,7 +66,7 @@ def functional(graph: GraphModule, inputs: Sequence[Tensor], *, decompose: bool)
     with mode:
         return make_fx(
             torch.func.functionalize(run, remove="mutations"),
-            decomposition_table=select_decomp_table() if decompose else None,
+            decomposition_table=None if decompose is None else {**select_decomp_table(), **decompose},
             tracing_mode="real",
         )(*fakes)
 
@@ -150,4 +153,6 @@ def cache_folder() -> Path:
 def compiler() -> str | None:
     """The C++ compiler that Inductor would call; None where there is none."""
     named = os.environ.get("CXX")
-    return next((found for name in (named, "g++", "clang++", "c++", "cl") if name and (found := shutil.which(name))), None)
+    return next(
+        (found for name in (named, "g++", "clang++", "c++", "cl") if name and (found := shutil.which(name))), None
+    )

@@ -31,7 +31,10 @@ def simplify(graph: GraphModule, inputs: Sequence[Tensor], fixed: Sequence[bool]
     kept = _fold(graph.graph, inputs, fixed)
     _merge(graph.graph)
     _drop_idle(graph.graph)
+    _spread_last(graph.graph)
+    _merge(graph.graph)
     graph.graph.eliminate_dead_code()
+    _turn(graph.graph, inputs, fixed, kept)
     kept = _drop_unused(graph.graph, kept)
     graph.recompile()
     return kept
@@ -131,7 +134,7 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, slice):
         return ("slice", value.start, value.stop, value.step)
     if isinstance(value, float):
-        return ("nan" if math.isnan(value) else (type(value), value, math.copysign(1.0, value)))
+        return "nan" if math.isnan(value) else (type(value), value, math.copysign(1.0, value))
     return value if isinstance(value, Node) else (type(value), value)
 
 
@@ -202,6 +205,88 @@ def _alike(node: Node, source: Node) -> bool:
         and ours.dtype == theirs.dtype
         and ours.stride() == theirs.stride()
     )
+
+
+def _spread_last(graph: Graph) -> None:
+    """Compute what is spread over more elements before it is spread: the log of three scales, not of a thousand each."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+            continue
+        result, sources = node.meta.get("val"), node.all_input_nodes
+        if not isinstance(result, Tensor) or not sources or not _foldable(node):
+            continue
+        small = {source: base for source in sources if (base := _spread_from(source)) is not None}
+        bases = [small.get(source, source) for source in sources]
+        if not small or any(not isinstance(base.meta.get("val"), Tensor) for base in bases):
+            continue
+        kinds = {base.meta["val"].dtype for base in bases} - {torch.bool}
+        if len(kinds) > 1:
+            continue  # without its dimensions a tensor may no longer decide the dtype of the result
+        shape = torch.broadcast_shapes(*(base.meta["val"].shape for base in bases))
+        if math.prod(shape) * 2 > result.numel():
+            continue
+        with graph.inserting_before(node):
+            made = graph.call_function(
+                node.target,  # type: ignore[arg-type]
+                map_arg(node.args, lambda arg: small.get(arg, arg)),
+                map_arg(node.kwargs, lambda arg: small.get(arg, arg)),
+            )
+            spread = graph.call_function(aten.expand.default, (made, list(result.shape)))
+        made.meta["val"] = torch.empty(shape, dtype=result.dtype, device="meta")
+        spread.meta["val"] = made.meta["val"].expand(result.shape)
+        node.replace_all_uses_with(spread)
+        graph.erase_node(node)
+
+
+def _spread_from(node: Node) -> Node | None:
+    """What a node spreads over more elements; a constant is made anew as a single number."""
+    if node.target is aten.expand.default and isinstance(node.args[0], Node):
+        return node.args[0]
+    if node.target is aten.full.default and node.args[0]:
+        value = node.meta["val"]
+        with node.graph.inserting_before(node):
+            made = node.graph.call_function(aten.full.default, ([1] * value.dim(), node.args[1]), dict(node.kwargs))
+        made.meta["val"] = torch.empty([1] * value.dim(), dtype=value.dtype, device="meta")
+        return made
+    return None
+
+
+def _turn(graph: Graph, inputs: Sequence[Tensor], fixed: Sequence[bool], kept: list[int | Tensor]) -> None:
+    """Lay fixed tensors out with their longest dimension last in memory, where it is much longer than the last.
+
+    Kernels run along what is last in memory: along two columns they are many times slower than along a thousand rows.
+    """
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for place, (node, held) in enumerate(zip(placeholders, kept, strict=True)):
+        if isinstance(held, int) and not fixed[held]:
+            continue
+        tensor = inputs[held] if isinstance(held, int) else held
+        order = _order(tensor)
+        if order is None or not node.users:
+            continue
+        kept[place] = tensor.permute(order).contiguous()
+        with graph.inserting_after(placeholders[-1]):
+            turned = graph.call_function(aten.permute.default, (node, _inverse(order)))
+        turned.meta["val"] = tensor
+        for user in [user for user in node.users if user is not turned]:
+            user.replace_input_with(node, turned)
+
+
+def _order(tensor: Tensor) -> list[int] | None:
+    """The dimensions in the order in which they should lie in memory; None where they may stay."""
+    if tensor.dim() < 2 or not tensor.is_floating_point() or tensor.numel() > _LARGEST or tensor.device.type != "cpu":
+        return None
+    longest = max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
+    inner = min(
+        range(tensor.dim()), key=lambda dim: (tensor.stride(dim), -dim) if tensor.shape[dim] > 1 else (2**62, 0)
+    )
+    if tensor.shape[longest] < 128 or tensor.shape[inner] * 8 > tensor.shape[longest]:
+        return None
+    return [*(dim for dim in range(tensor.dim()) if dim != longest), longest]
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _drop_unused(graph: Graph, inputs: list[int | Tensor]) -> list[int | Tensor]:

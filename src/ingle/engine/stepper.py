@@ -44,9 +44,7 @@ class Stepper:
         at_once: compile at the third step, without counting.
     """
 
-    def __init__(
-        self, svi: pyro.infer.SVI, objective: Any, eager: Callable[..., Any], *, at_once: bool
-    ) -> None:
+    def __init__(self, svi: pyro.infer.SVI, objective: Any, eager: Callable[..., Any], *, at_once: bool) -> None:
         self._svi: Any = svi
         self._objective, self._eager = objective, eager
         self._parts = self._model, self._guide, self._optim
@@ -216,9 +214,7 @@ class Stepper:
         return [leaf for leaf in self._optim.optim_objs if isinstance(leaf, Tensor)]
 
     def _buffers(self) -> list[Tensor]:
-        found = {
-            id(buffer): buffer for module in find_modules(self._model, self._guide) for buffer in module.buffers()
-        }
+        found = {id(buffer): buffer for module in find_modules(self._model, self._guide) for buffer in module.buffers()}
         return list(found.values())
 
 
