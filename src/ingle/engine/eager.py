@@ -80,9 +80,9 @@ class EagerEngine:
     def as_drawn(self) -> Iterator[None]:
         """Inside, the program runs on the rows of the step about to be taken, with its noise from the beginning."""
         rows = self.program.rows
-        with rows if self.program.batch_sizes else nullcontext():
-            with nullcontext() if self._noise is None else self._noise(self.step, rows.rows):
-                yield
+        noise = nullcontext() if self._noise is None else self._noise(self.step, rows.rows)
+        with rows if self.program.batch_sizes else nullcontext(), noise:
+            yield
 
     def _differentiate(self) -> Tensor:
         data = self.program.data

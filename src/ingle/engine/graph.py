@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ingle.engine import internals
+from ingle.engine.cudagraph import captured
 from ingle.engine.decompositions import DECOMPOSITIONS
 from ingle.engine.library import looped
 from ingle.engine.loop import NotALoop
@@ -82,7 +84,7 @@ class StepGraph:
         losses: shape (capacity,); a step writes its own.
         recording: what the graph was made from.
         nodes: how many operations a step has.
-        how: which code runs it: "loop", "inductor" or "graph".
+        how: which code runs it: "loop" of C++, "inductor", "CUDA graph" or "graph".
     """
 
     def __init__(self, source: Source, using: Using) -> None:
@@ -186,21 +188,30 @@ def _compiled(
 ) -> tuple[str, Callable[[list[Tensor], int], None]]:
     """What runs a graph: which code it is, and a function of the tensors and the number of steps."""
     if using == "graph":
-
-        def interpret(tensors: list[Tensor], steps: int) -> None:
-            for _ in range(steps):
-                graph(*tensors)
-
-        return "graph", interpret
-    if all(tensor.device.type == "cpu" for tensor in tensors):
-        try:
+        return "graph", _repeated(lambda tensors: graph(*tensors))
+    kinds = {tensor.device.type for tensor in tensors}
+    if kinds == {"cpu"}:
+        with suppress(NotALoop):
             return "loop", looped(graph, tensors)
-        except NotALoop:
-            pass
     function = internals.inductor(graph, tensors)
+    if kinds == {"cuda"}:
+        return "CUDA graph", captured(function, _changed(graph))
+    return "inductor", _repeated(function)
 
+
+def _repeated(run: Callable[[list[Tensor]], object]) -> Callable[[list[Tensor], int], None]:
     def call(tensors: list[Tensor], steps: int) -> None:
         for _ in range(steps):
-            function(list(tensors))
+            run(list(tensors))
 
-    return "inductor", call
+    return call
+
+
+def _changed(graph: GraphModule) -> list[int]:
+    """The places of the inputs that a functional graph copies into at its end."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    return [
+        inputs.index(node.args[0])
+        for node in graph.graph.nodes
+        if node.target is torch.ops.aten.copy_.default and node.args[0] in inputs
+    ]

@@ -1,10 +1,11 @@
-"""A functional graph made smaller before it is compiled: what stays the same is computed once, what does nothing goes."""
+"""A functional graph made smaller before it is compiled: what stays is computed once, what does nothing goes."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -208,7 +209,7 @@ def _alike(node: Node, source: Node) -> bool:
 
 
 def _spread_last(graph: Graph) -> None:
-    """Compute what is spread over more elements before it is spread: the log of three scales, not of a thousand each."""
+    """Compute what is spread over more elements before it is spread: the log of 3 scales, not of a thousand each."""
     for node in list(graph.nodes):
         if node.op != "call_function" or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
             continue
@@ -227,15 +228,19 @@ def _spread_last(graph: Graph) -> None:
             continue
         with graph.inserting_before(node):
             made = graph.call_function(
-                node.target,  # type: ignore[arg-type]
-                map_arg(node.args, lambda arg: small.get(arg, arg)),
-                map_arg(node.kwargs, lambda arg: small.get(arg, arg)),
+                node.target,
+                map_arg(node.args, partial(_instead, small)),
+                map_arg(node.kwargs, partial(_instead, small)),
             )
             spread = graph.call_function(aten.expand.default, (made, list(result.shape)))
         made.meta["val"] = torch.empty(shape, dtype=result.dtype, device="meta")
         spread.meta["val"] = made.meta["val"].expand(result.shape)
         node.replace_all_uses_with(spread)
         graph.erase_node(node)
+
+
+def _instead(others: Mapping[Node, Node], node: Node) -> Node:
+    return others.get(node, node)
 
 
 def _spread_from(node: Node) -> Node | None:

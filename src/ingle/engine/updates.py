@@ -34,6 +34,7 @@ class Clock:
     flag: int | None  # the column that says whether it moves, where it does not always
 
     def state(self, leaf: Tensor) -> dict[str, Any]:
+        """What torch's optimiser keeps of a leaf."""
         optimiser: Any = self.group.optimiser  # read anew, since restoring may build another
         found: dict[str, Any] = optimiser.state[leaf]
         return found
@@ -46,10 +47,12 @@ class Clock:
         return counts.pop() if counts else 0.0
 
     def count(self, leaves: Sequence[Tensor], updates: int) -> None:
+        """Count further updates."""
         for leaf in leaves if self.rule.counts else ():
             self.state(leaf)["step"] += updates
 
     def shape(self) -> tuple[Any, ...]:
+        """What a formula that was written for it takes as given."""
         return (self.side, self.index, type(self.rule), self.known, [id(leaf) for leaf in self.leaves])
 
 
