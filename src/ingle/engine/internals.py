@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,23 @@ def unrecorded() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Inductor remarks on itself, and torch on the parts of its own that it imports, is not for users of a fit."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@_quiet()
 def functional(
     graph: GraphModule, inputs: Sequence[Tensor], *, decompose: Mapping[Any, Callable[..., Any]] | None
 ) -> GraphModule:
@@ -53,8 +71,13 @@ def functional(
         decompose: into the operations that Inductor lowers, by its own rules and by these, which may decline; None
             leaves operations as they are.
     """
-    from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses import FakeTensorMode
+
+    table = None
+    if decompose is not None:
+        from torch._inductor.decomposition import select_decomp_table
+
+        table = {**select_decomp_table(), **decompose}
 
     def run(*arguments: Tensor) -> tuple[()]:
         with torch.no_grad():
@@ -66,7 +89,7 @@ def functional(
     with mode:
         return make_fx(
             torch.func.functionalize(run, remove="mutations"),
-            decomposition_table=None if decompose is None else {**select_decomp_table(), **decompose},
+            decomposition_table=table,
             tracing_mode="real",
         )(*fakes)
 
@@ -75,6 +98,7 @@ class _Written(Exception):
     """Inductor has written its code, and need not compile it."""
 
 
+@_quiet()
 def kernels(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
     """The Python module that Inductor writes for a functional graph, with its C++ kernels, as text.
 
@@ -101,6 +125,7 @@ def kernels(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
     return written[0]
 
 
+@_quiet()
 def inductor(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
     """A functional graph compiled by Inductor: a function of the list of inputs, which it empties."""
     return _compile(graph, inputs, {})
@@ -116,7 +141,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str,
 
     for node in graph.graph.nodes:
         node.meta.clear()
-    with config.patch({"fallback_random": True, "cpp_wrapper": False, **options}), _quiet():
+    with config.patch({"fallback_random": True, "cpp_wrapper": False, **options}):
         mode = FakeTensorMode()
         fakes = [mode.from_tensor(tensor.detach()) for tensor in inputs]
         FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*fakes)
@@ -124,18 +149,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str,
             return compile_fx_inner(graph, fakes)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inductor's remarks on how well it could do are not for the users of a fit."""
-    logger = logging.getLogger("torch._inductor")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
+@_quiet()
 def load(source: str) -> tuple[ctypes.CDLL, str]:
     """C++ source compiled as Inductor compiles its kernels, or taken from its cache on disk, with the file it is in."""
     from torch._inductor.codecache import CppCodeCache

@@ -17,6 +17,9 @@ import torch
 __all__ = ["Loop", "NotALoop", "as_loop"]
 
 
+Address = tuple[str, int]
+
+
 class NotALoop(Exception):
     """The module does something that a plain C++ loop cannot, such as calling a matrix product of torch's."""
 
@@ -46,8 +49,8 @@ def as_loop(module: str) -> Loop:
     kernels = dict(_kernels(tree))
     inputs: list[str] = []
     buffers: dict[str, tuple[tuple[int, ...], tuple[int, ...], torch.dtype]] = {}
-    same: dict[str, str] = {}
-    calls: list[tuple[str, list[str]]] = []
+    same: dict[str, Address] = {}
+    calls: list[tuple[str, list[Address]]] = []
     for statement in _call(tree).body:
         match statement:
             case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name(id="args")):
@@ -57,10 +60,12 @@ def as_loop(module: str) -> Loop:
             ):
                 shape, stride = (tuple(ast.literal_eval(size)) for size in sizes)
                 buffers[name] = shape, stride, _dtype(dtype)
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name(id=source)):
-                same[name] = same.get(source, source)
+            case ast.Assign(
+                targets=[ast.Name(id=name)], value=ast.Name() | ast.Call(func=ast.Name(id="reinterpret_tensor")) as part
+            ):
+                same[name] = _address(part, same)
             case ast.Expr(value=ast.Call(func=ast.Name(id=kernel), args=arguments)) if kernel in kernels:
-                calls.append((kernel, [same.get(_name(argument), _name(argument)) for argument in arguments]))
+                calls.append((kernel, [_address(argument, same) for argument in arguments]))
             case ast.Expr(value=ast.Call(func=ast.Name(id="assert_size_stride" | "assert_alignment"))):
                 pass
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="args"), attr="clear"))) | ast.Delete():
@@ -92,6 +97,17 @@ def _call(tree: ast.Module) -> ast.FunctionDef:
     raise NotALoop("there is no function `call`")
 
 
+def _address(node: ast.expr, same: dict[str, Address]) -> Address:
+    """The memory that an expression means, and how many elements into it."""
+    match node:
+        case ast.Name(id=name):
+            return same.get(name, (name, 0))
+        case ast.Call(func=ast.Name(id="reinterpret_tensor"), args=[base, _, _, ast.Constant(value=int(offset))]):
+            name, before = _address(base, same)
+            return name, before + offset
+    raise NotALoop(ast.unparse(node))
+
+
 def _name(node: ast.expr) -> str:
     if not isinstance(node, ast.Name):
         raise NotALoop(ast.unparse(node))
@@ -108,7 +124,9 @@ def _dtype(node: ast.expr) -> torch.dtype:
 _HEAD = re.compile(r'extern\s+"C"\s+(?:__attribute__\S+\s+)?void\s+kernel\s*\(')
 
 
-def _source(kernels: dict[str, tuple[list[str], str]], memory: list[str], calls: list[tuple[str, list[str]]]) -> str:
+def _source(
+    kernels: dict[str, tuple[list[str], str]], memory: list[str], calls: list[tuple[str, list[Address]]]
+) -> str:
     parts = []
     for name, (_, source) in kernels.items():
         renamed, count = _HEAD.subn(f"static void {name}(", source)
@@ -119,9 +137,12 @@ def _source(kernels: dict[str, tuple[list[str], str]], memory: list[str], calls:
     lines = []
     for name, arguments in calls:
         types = kernels[name][0]
-        if len(types) != len(arguments) or any(argument not in places for argument in arguments):
+        if len(types) != len(arguments) or any(base not in places for base, _ in arguments):
             raise NotALoop(f"the arguments of {name} are not all memory")
-        cast = (f"static_cast<{kind}>(memory[{places[arg]}])" for kind, arg in zip(types, arguments, strict=True))
+        cast = (
+            f"static_cast<{kind}>(memory[{places[base]}])" + (f" + {offset}" if offset else "")
+            for kind, (base, offset) in zip(types, arguments, strict=True)
+        )
         lines.append(f"        {name}({', '.join(cast)});")
     body = "\n".join(lines)
     parts.append(
