@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -104,6 +106,8 @@ class StepGraph:
         self._layouts: list[Any] = []
         self.bind()
         self.nodes = sum(node.op == "call_function" for node in self.functional.graph.nodes)
+        if os.environ.get("INGLE_GRAPHS"):
+            _write_down(Path(os.environ["INGLE_GRAPHS"]), self.recording.graph, self.functional)
         self.how, self._call = _compiled(self.functional, self._bound, using)
 
     def run(self, steps: int) -> None:
@@ -181,6 +185,14 @@ class StepGraph:
             *source.lifted,
             *(source.data.values() if data is None else data),
         ]
+
+
+def _write_down(folder: Path, recorded: GraphModule, functional: GraphModule) -> None:
+    """Leave both graphs in a folder, numbered in the order in which they were made, for people to read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1 + len(list(folder.glob("*-recorded.txt")))
+    for name, graph in (("recorded", recorded), ("compiled", functional)):
+        (folder / f"{number}-{name}.txt").write_text(graph.print_readable(print_output=False))
 
 
 def _compiled(

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str,
 
     for node in graph.graph.nodes:
         node.meta.clear()
-    with config.patch({"fallback_random": True, "cpp_wrapper": False, **options}):
+    with _trusting(), config.patch({"fallback_random": True, "cpp_wrapper": False, **options}):
         mode = FakeTensorMode()
         fakes = [mode.from_tensor(tensor.detach()) for tensor in inputs]
         FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*fakes)
@@ -154,8 +154,18 @@ def load(source: str) -> tuple[ctypes.CDLL, str]:
     """C++ source compiled as Inductor compiles its kernels, or taken from its cache on disk, with the file it is in."""
     from torch._inductor.codecache import CppCodeCache
 
-    library = CppCodeCache.load(source)
+    with _trusting():
+        library = CppCodeCache.load(source)
     return library, library._name
+
+
+def _trusting() -> AbstractContextManager[Any]:
+    """Inside, Inductor takes the processor's word for its vector instructions, and compiles no program to try each."""
+    from torch._inductor import config
+
+    tried: dict[str, Any] = {"cpp.vec_isa_ok": True if config.cpp.vec_isa_ok is None else config.cpp.vec_isa_ok}
+    trusting: AbstractContextManager[Any] = config.patch(tried)
+    return trusting
 
 
 def cache_folder() -> Path:
