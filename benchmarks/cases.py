@@ -96,7 +96,7 @@ def vae() -> Case:
             start[f"{name}.weight{layer}"] = rng.uniform(-bound, bound, (outputs, inputs)).astype(np.float32)
             start[f"{name}.bias{layer}"] = rng.uniform(-bound, bound, outputs).astype(np.float32)
     # Later it learns the images by heart, and its loss swings by itself.
-    return Case("VAE 784-400-20, 256 images", {"x": x}, start, checked=200)
+    return Case("VAE 784-400-20, 256 images", {"x": x}, start, checked=60)
 
 
 CASES: dict[str, Callable[[], Case]] = {

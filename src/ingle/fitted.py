@@ -310,7 +310,7 @@ def carry_on(model: Callable[..., Any], training: Training, work: Callable[[], N
 
 def _result(model: Callable[..., Any], training: Training) -> Fit:
     return Fit(
-        losses=np.asarray(training.losses, dtype=np.float64),
+        losses=np.array(training.losses, dtype=np.float64),
         stopped=training.stopped,
         reason=training.reason,
         steps=len(training.losses),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,7 @@ class Training:
         self.checkpoint = checkpoint
         self.show = show
         self.engine = engine
-        self.losses: list[float] = []
+        self.losses = array("d")
         self.seconds = 0.0
         self.stopped: Stopped = "steps"
         self.reason = ""
@@ -164,7 +165,7 @@ class Training:
             "random": plain(self.state.random.plain(), "the random state"),
             "rows": plain(self.state.rows, "the rows of minibatches"),
             "rule": self._mark[1],
-            "losses": torch.tensor(self.losses, dtype=torch.float64, device="cpu"),
+            "losses": torch.from_numpy(np.array(self.losses, dtype=np.float64)),
             "seconds": self.seconds,
             "stopped": stopped,
             "reason": self.reason,
@@ -216,7 +217,7 @@ class Training:
         self._restore()
         self._capture()
         self.optimisers.description = content["about"]["optimiser described"]
-        self.losses = content["losses"].tolist()
+        self.losses = array("d", content["losses"].tolist())
         self.seconds = content["seconds"]
         self.stopped, self.reason = told_end(content)
 
@@ -281,7 +282,7 @@ class Training:
         rule, taken = self._rule, len(self.losses)
         if taken % Plateau.EVERY or taken == rule.looked:
             return False
-        decision = rule.look(np.asarray(self.losses))
+        decision = rule.look(np.array(self.losses))
         if decision is Decision.DECAY:
             self.optimisers.scale_lr(Plateau.FACTOR)
         elif decision is Decision.STOP:

@@ -98,6 +98,11 @@ class _Written(Exception):
     """Inductor has written its code, and need not compile it."""
 
 
+# Elements for each thread from which on it pays to wake one. A loop over kernels alone is over before another thread
+# has come; where torch's own matrix products run as well, threads are awake anyway.
+_ALONE, _AMONG_OTHERS = 2**18, 2**14
+
+
 @_quiet()
 def kernels(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
     """The Python module that Inductor writes for a functional graph, with its C++ kernels, as text.
@@ -116,7 +121,7 @@ def kernels(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
     before = GraphLowering.save_output_code
     GraphLowering.save_output_code = staticmethod(keep)
     try:
-        _compile(graph, inputs, {"fx_graph_cache": False})
+        _compile(graph, inputs, {"fx_graph_cache": False, "cpp.min_chunk_size": _ALONE})
     except Exception:  # ours comes out wrapped, in another class for each version of torch
         if not written:
             raise
@@ -128,7 +133,7 @@ def kernels(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
 @_quiet()
 def inductor(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
     """A functional graph compiled by Inductor: a function of the list of inputs, which it empties."""
-    return _compile(graph, inputs, {})
+    return _compile(graph, inputs, {"cpp.min_chunk_size": _AMONG_OTHERS})
 
 
 def _compile(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str, Any]) -> Callable[[list[Tensor]], Any]:
