@@ -151,7 +151,12 @@ class CompiledEngine:
             losses.append(self._eager.advance(1))
             self._eager_seconds.append(time.perf_counter() - began)
 
+        tensors = {name: value for name, value in self._program.data.items() if isinstance(value, Tensor)}
+        before = [tensor._version for tensor in tensors.values()]
         told = self._observer.own_state(step)
+        for (name, tensor), version in zip(tensors.items(), before, strict=True):
+            if tensor._version != version:
+                told = told or f"the program changes its argument {name!r} in place"
         if told is not None:
             self._give_up(told)
         return losses[0]

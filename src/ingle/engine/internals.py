@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,20 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 __all__ = ["cache_folder", "compiler", "functional", "inductor", "kernels", "load", "record", "unrecorded"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inductor's remarks, and what torch warns of in its own code, are not for the users of a fit."""
+    logger = logging.getLogger("torch._inductor")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def record(step: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:
@@ -42,6 +57,7 @@ def unrecorded() -> Iterator[None]:
         yield
 
 
+@_quiet()
 def functional(graph: GraphModule, inputs: Sequence[Tensor], *, decompose: bool) -> GraphModule:
     """The same graph without mutation, but for a `copy_` into each changed input at its end.
 
@@ -72,6 +88,7 @@ class _Written(Exception):
     """Inductor has written its code, and need not compile it."""
 
 
+@_quiet()
 def kernels(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
     """The Python module that Inductor writes for a functional graph, with its C++ kernels, as text.
 
@@ -98,6 +115,7 @@ def kernels(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
     return written[0]
 
 
+@_quiet()
 def inductor(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
     """A functional graph compiled by Inductor: a function of the list of inputs, which it empties."""
     return _compile(graph, inputs, {})
@@ -113,7 +131,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str,
 
     for node in graph.graph.nodes:
         node.meta.clear()
-    with config.patch({"fallback_random": True, "cpp_wrapper": False, **options}), _quiet():
+    with config.patch({"fallback_random": True, "cpp_wrapper": False, **options}):
         mode = FakeTensorMode()
         fakes = [mode.from_tensor(tensor.detach()) for tensor in inputs]
         FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*fakes)
@@ -121,18 +139,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str,
             return compile_fx_inner(graph, fakes)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inductor's remarks on how well it could do are not for the users of a fit."""
-    logger = logging.getLogger("torch._inductor")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
+@_quiet()
 def load(source: str) -> tuple[ctypes.CDLL, str]:
     """C++ source compiled as Inductor compiles its kernels, or taken from its cache on disk, with the file it is in."""
     from torch._inductor.codecache import CppCodeCache

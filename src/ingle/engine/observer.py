@@ -80,7 +80,11 @@ class Observer:
         """Run the program; returns what it changed that a graph of its tensors would not, in words."""
         if self._places is None:
             self._places = find_places(*self._programs, ignore=self._ignored())
-        return _told(state_of_its_own(self._places, run))
+        own = state_of_its_own(self._places, run)
+        hidden = next(
+            (unseen for unseen in self._places.unseen if hasattr(type(unseen.place.holder), "__next__")), None
+        )
+        return _told(own) or (None if hidden is None else f"the program reads {hidden}")
 
     def mark(self, *, without: Collection[Place] = (), full: bool = False) -> None:
         """Take what is there now for what a graph was recorded with, apart from some places.

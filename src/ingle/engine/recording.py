@@ -183,7 +183,7 @@ class _Recorder(TorchDispatchMode):
         """Note that numbers of a tensor reach Python; raises `Untraceable` where they differ from step to step."""
         if self.varies(tensor):
             line = users_line()
-            raise Untraceable(f"{how} on a tensor that differs from step to step{_at(line)}")
+            raise Untraceable(f"{how} a tensor that differs from step to step{_at(line)}")
         if tensor in self._of_data:
             self.pinned = True
 
@@ -201,7 +201,7 @@ class _Recorder(TorchDispatchMode):
             raise Untraceable(f"it computes with a sparse tensor{_at(users_line())}")
         if torch.Tag.data_dependent_output in func.tags:
             for tensor in tensors:
-                self.read(tensor, ".item(), float() or an `if`")
+                self.read(tensor, ".item(), float() or an `if` on")
             with internals.unrecorded():
                 return func(*args, **kwargs)
         if func in _INDEXED:
@@ -241,7 +241,7 @@ class _Recorder(TorchDispatchMode):
 
     def _shaped_by_values(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         for tensor in tensors:
-            self.read(tensor, f"{func}, whose result has a shape that depends on numbers,")
+            self.read(tensor, f"{func}, whose result has a shape that depends on its numbers, of")
         with internals.unrecorded():
             result = func(*args, **kwargs)
         self._follow(func, args, kwargs, tensors, result)
@@ -252,7 +252,7 @@ class _Recorder(TorchDispatchMode):
         indices: list[Any] = []
         for index in args[1]:
             if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
-                self.read(index, "indexing by a mask")
+                self.read(index, "indexing by a mask,")
                 with internals.unrecorded():
                     parts = index.nonzero().unbind(1)
                 for part in parts:
@@ -279,10 +279,10 @@ class _HostReads(TorchFunctionMode):
     """Notices reads of numbers that no aten operation shows."""
 
     _READS: ClassVar = {
-        torch.Tensor.numpy: "numpy()",
-        torch.Tensor.tolist: "tolist()",
-        torch.Tensor.__array__: "NumPy",
-        torch.Tensor.data_ptr: "data_ptr()",
+        torch.Tensor.numpy: ".numpy() of",
+        torch.Tensor.tolist: ".tolist() of",
+        torch.Tensor.__array__: "numpy.asarray() of",
+        torch.Tensor.data_ptr: ".data_ptr() of",
     }
 
     def __init__(self, recorder: _Recorder) -> None:
