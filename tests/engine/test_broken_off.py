@@ -59,7 +59,7 @@ def sometimes(y: Tensor) -> None:
     """Not a number wherever the draw of `mu` lies far out."""
     mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
     with pyro.plate("data", 8):
-        pyro.sample("y", dist.Normal(torch.sqrt(2.0 - (mu - 0.1) / 0.5), 1.0), obs=y)
+        pyro.sample("y", dist.Normal(torch.sqrt(2.7 - (mu - 0.1) / 0.5), 1.0), obs=y)
 
 
 PLAIN = functools.partial(torch.optim.SGD, lr=0.01)
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_is_named_as_by_the_eager_engine() -> None:
         assert error.fit.stopped == "failed"
         assert np.isfinite(error.fit.losses).all()
         assert all(value.isfinite().all() for value in error.fit.params.values())
-        assert float(error.fit.params["drift"]) == pytest.approx(1.005 - 0.01, abs=1e-9)
+        assert float(error.fit.params["drift"]) == pytest.approx(1.005, abs=1e-9)
 
 
 def test_a_draw_that_breaks_a_compiled_call_is_drawn_again_in_the_replay() -> None:
@@ -126,10 +126,10 @@ def test_ctrl_c_loses_the_call_at_most(moment: str, monkeypatch: pytest.MonkeyPa
 
     def interrupted_run(self: StepGraph, steps: int) -> None:
         number = next(calls)
-        if number == 20 and moment == "before":
+        if number == 60 and moment == "before":
             raise KeyboardInterrupt
         run(self, steps)
-        if number == 20 and moment == "after":
+        if number == 60 and moment == "after":
             raise KeyboardInterrupt
 
     def interrupted_fill(self: NoiseBlocks, block: int, normals: Tensor, uniforms: Tensor) -> None:

@@ -32,7 +32,8 @@ def courses(engine: Any, steps: int) -> list[tuple[Tensor, dict[str, Tensor], di
     found = []
     for each in (engine, engine.reference()):
         each.restore(state)
-        losses = each.advance(steps)
+        calls = [part for part in (1, 30, steps - 31) if steps > 31] or [steps]
+        losses = torch.cat([each.advance(part) for part in calls])
         found.append((losses, numbers(each), gradients(each)))
     assert engine.name == "compiled"
     assert engine._taken == steps, "some steps were not taken by a graph"

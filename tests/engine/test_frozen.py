@@ -255,7 +255,10 @@ THIS = r"test_frozen\.py"
 TOLD: dict[str, tuple[Callable[[], Callable[..., None]], str]] = {
     "counts its calls": (counts_itself, rf"keeps state in Python: self\.n of Annealed changed .*{THIS} line \d+"),
     "appends to a list": (appends, rf"'seen' of model has \d+ elements after \d+ \({THIS} line \d+\)"),
-    "counts by an iterator": (counts_by_iterator, "reads closure 'calls' of model: an iterator, whose position cannot be seen"),
+    "counts by an iterator": (
+        counts_by_iterator,
+        "reads closure 'calls' of model: an iterator, whose position cannot be seen",
+    ),
     "counts in a global": (counts_in_a_global, rf"global 'CALLS' of model changed from \d+ to \d+ \({THIS} line \d+\)"),
     "random": (python_random, rf"draws from random, .*{THIS} line \d+"),
     "numpy.random": (numpy_random, rf"draws from numpy\.random, .*{THIS} line \d+"),
@@ -330,8 +333,9 @@ def test_reading_data_on_the_host_is_no_harm() -> None:
     assert (told, fit.engine) == ([], "compiled")
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if "flow" not in name])
+@pytest.mark.parametrize("name", ["BatchNorm, batch_size", "multivariate_normal", "mixture enumerated", "PyroModule"])
 def test_no_false_alarm(name: str) -> None:
+    """In a fit from its first step on, the choice of a start before it; the other cells are in test_equal."""
     cell = CELLS[name]()
     options = {key: value for key, value in cell.items() if key not in ("model", "steps")}
     fit, told = fitted(cell["model"], **{"steps": 12, "compile": "auto", **options})

@@ -106,12 +106,11 @@ class CompiledEngine:
         if not self._taken:
             return []
         pace = self._seconds / self._taken
-        gain = (
-            f", {statistics.median(self._eager_seconds) / pace:,.0f} times the eager pace"
-            if self._eager_seconds
-            else ""
-        )
-        return [f"compiled steps took {_told(pace)} each{gain}"]
+        told = f"compiled steps took {_told(pace)} each"
+        if self._eager_seconds:
+            gain = statistics.median(self._eager_seconds) / pace
+            told += f", {gain:,.{0 if gain >= 10 else 1}f} times the eager pace"
+        return [told if self._using == "inductor" else f"{told}, operation by operation, as there is no C++ compiler"]
 
     def advance(self, steps: int) -> Tensor:
         """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit.
@@ -294,9 +293,7 @@ class CompiledEngine:
         except Untraceable:
             raise
         except Exception as error:  # a compiler may fail in any way, and the steps can always be taken without it
-            raise Untraceable(
-                f"{type(error).__name__} was raised while the step was compiled: {_head(error)}"
-            ) from error
+            raise Untraceable(f"{_head(error)} was raised while the step was compiled") from error
 
     def _particles(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
         program = self._program
@@ -325,9 +322,7 @@ class CompiledEngine:
         except (Untraceable, IngleError):
             raise
         except Exception as error:  # where it is no fault of the extra run, the step raises it too
-            raise Untraceable(
-                f"{type(error).__name__} was raised by a run that takes no step: {_head(error)}"
-            ) from error
+            raise Untraceable(f"{_head(error)} was raised by a run that takes no step") from error
         finally:
             self.restore(state)
 
