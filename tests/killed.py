@@ -31,7 +31,7 @@ from ingle.engine import EagerEngine, choose
 from ingle.engine.compiled import CompiledEngine
 from ingle.trust import Plateau
 
-KILLS = {"steps": 20, "budget": 20, "compiled": 6}  # recording a step takes a second or two
+KILLS = {"steps": 20, "budget": 20, "compiled": 4}  # recording a step takes a second or two
 AHEAD = 15  # steps that a fit takes at most past the one at which it is to be killed
 STEPS = {"steps": 500, "budget": None, "compiled": 500}
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(1)) + torch.tensor([0.0, 1.0, 2.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import warnings
@@ -458,10 +459,15 @@ def test_a_value_that_changes_too_often_makes_the_steps_eager() -> None:
     cell = next(cell for cell in model.__closure__ if isinstance(cell.cell_contents, float))
     fit, told = fitted(model)
     assert told == []
-    with pytest.warns(ingle.IngleWarning, match="'shift' of model changed from 8.0 to 9.0.*has changed before"):
+
+    def changed_eleven_times(fit: ingle.Fit) -> ingle.Fit:
         for shift in range(1, 12):
             cell.cell_contents = float(shift)
             fit = fit.resume(5)
+        return fit
+
+    with pytest.warns(ingle.IngleWarning, match="'shift' of model changed from 8.0 to 9.0.*has changed before"):
+        fit = changed_eleven_times(fit)
     assert fit.engine == "eager"
     assert fit.steps == STEPS + 11 * 5
 
@@ -482,3 +488,21 @@ def test_a_site_that_comes_late_is_noticed() -> None:
     assert (told, more.engine) == ([], "compiled")
     plain, _ = fitted(model, compile="off", steps=20)
     assert abs(more.losses[-20:].mean() - plain.losses.mean()) < abs(fit.losses.mean() - plain.losses.mean())
+
+
+def test_a_site_that_nothing_watched_announces_is_found_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The structure of a run is held against the recorded one at the first call, the second, the fourth, and so on."""
+
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        if "INGLE_TEST_LATE" in os.environ:  # what is in a library is not watched
+            pyro.factor("late", -10.0 * mu.square())
+        observed(mu, y)
+
+    fit, told = fitted(model)
+    assert (told, fit.engine) == ([], "compiled")
+    monkeypatch.setenv("INGLE_TEST_LATE", "1")
+    with pytest.warns(ingle.IngleWarning, match=rf"'data' .*{THIS}:\d+.* 'late' \({THIS}:\d+\)") as caught:
+        fit = fit.resume(5).resume(5).resume(5)
+    assert len(caught) == 1
+    assert fit.engine == "eager"
