@@ -54,22 +54,31 @@ def engine_of(
 
 
 def numbers(engine: Any) -> dict[str, Tensor]:
-    """All that a step changes, copied: parameters and buffers by name, gradients where the optimiser left them."""
+    """All that a step changes, copied: parameters and buffers by name."""
     values = engine.capture().values
     return {**values["leaves"], **values["buffers"]}
 
 
 def gradients(engine: Any) -> dict[str, Tensor]:
-    """What the last step left on the parameters."""
-    program = (engine if isinstance(engine, EagerEngine) else engine._eager).program
-    return {name: leaf.grad.clone() for name, leaf in program.leaves().items() if leaf.grad is not None}
+    """What the last step handed to a `Still`, by parameter; nothing for another optimiser."""
+    ours = engine if isinstance(engine, EagerEngine) else engine._eager
+    states: dict[Any, Any] = {}
+    for group in ours.optimisers.groups.values():
+        if isinstance(group.optimiser, Still):
+            states.update(group.optimiser.state)
+    leaves = ours.program.leaves()
+    return {name: states[leaf]["gradient"] for name, leaf in leaves.items() if "gradient" in states.get(leaf, {})}
 
 
 class Still(torch.optim.Optimizer):
-    """An optimiser of the user's that moves nothing: a compiled step ends with the gradients."""
+    """An optimiser of the user's that moves nothing and keeps the gradients that it is given, one step's."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {"lr": 0.0})
 
     def step(self, closure: Any = None) -> Any:
-        return None
+        for group in self.param_groups:
+            for leaf in group["params"]:
+                self.state[leaf].clear()
+                if leaf.grad is not None:
+                    self.state[leaf]["gradient"] = leaf.grad.clone()

@@ -66,7 +66,7 @@ def test_steps_by_inductor(name: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_one_gradient_in_float32(name: str, device: torch.device) -> None:
-    """The optimiser moves nothing and is not one that a graph knows: gradients are left where torch looks for them."""
+    """The optimiser moves nothing and is not one that a graph knows: gradients are handed to it."""
     cell = {**CELLS[name](), "optim": Still}
     with engine_of(**cell, dtype=torch.float32, device=device) as engine:
         (losses, _, ours), (expected, _, theirs) = courses(engine, 1)

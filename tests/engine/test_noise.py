@@ -235,6 +235,7 @@ def test_losses_and_gradients_are_distributed_as_eager_ones(name: str) -> None:
             found.append(torch.stack(rows)[4:])
     ours, eager = found
     assert ours.shape == eager.shape
+    assert ours.shape[1] > 10, "no gradients"
     assert_alike(ours, eager)
 
 
