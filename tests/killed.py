@@ -26,13 +26,14 @@ from torch import Tensor
 
 import ingle
 import ingle.checkpoint
-import ingle.training
 from ingle import saved
+from ingle.engine import EagerEngine, choose
+from ingle.engine.compiled import CompiledEngine
 from ingle.trust import Plateau
 
-KILLS = 20
+KILLS = {"steps": 20, "budget": 20, "compiled": 4}  # recording a step takes a second or two
 AHEAD = 15  # steps that a fit takes at most past the one at which it is to be killed
-STEPS = {"steps": 500, "budget": None}
+STEPS = {"steps": 500, "budget": None, "compiled": 500}
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(1)) + torch.tensor([0.0, 1.0, 2.0])
 
 
@@ -61,10 +62,32 @@ class Guide(torch.nn.Module):
             pyro.sample("z", dist.Normal(loc, torch.nn.functional.softplus(scale) + 1e-3))
 
 
+def _nothing() -> None:
+    pass
+
+
+class ByGraph(CompiledEngine):
+    """Tells of each call: compiled steps run no Python of the guide's. Without Inductor, which takes seconds."""
+
+    told: Callable[[], None] = staticmethod(lambda: None)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "using": "graph"})
+
+    def _run(self, *args: Any) -> Tensor:
+        losses = super()._run(*args)
+        ByGraph.told()
+        return losses
+
+
 def run(case: str, weights: int, path: Path, step: Callable[[], None] = lambda: None) -> dict[str, Any]:
     torch.manual_seed(weights)
-    guide = Guide(step)
-    fit = ingle.fit(model, guide, X, steps=STEPS[case], batch_size={"data": 16}, checkpoint=path, progress=False)
+    compiled = case == "compiled"
+    guide = Guide(_nothing if compiled else step)
+    ByGraph.told = staticmethod(step)
+    options: dict[str, Any] = {"batch_size": {"data": 20 if compiled else 16}, "compile": "full" if compiled else "off"}
+    fit = ingle.fit(model, guide, X, steps=STEPS[case], checkpoint=path, progress=False, **options)
+    assert fit.engine == ("compiled" if compiled else "eager")
     buffers = dict(guide.named_buffers())
     return {"losses": torch.from_numpy(fit.losses), "stopped": fit.stopped, "values": {**fit.params, **buffers}}
 
@@ -135,7 +158,8 @@ def killed(work: Callable[[Callable[[], None]], object], step: int, in_write: bo
 def main(case: str, folder: Path) -> None:
     torch.set_num_threads(1)
     ingle.checkpoint.SECONDS = 0.0
-    ingle.training._CALL = 5  # a write every 5 steps
+    EagerEngine.call = CompiledEngine.call = 5  # a write every 5 steps
+    choose.CompiledEngine = ByGraph  # type: ignore[misc]
     Plateau.EVERY, Plateau.MAX_STEPS = 100, 500
     alone, path = folder / "alone", folder / "killed"
 
@@ -143,13 +167,13 @@ def main(case: str, folder: Path) -> None:
     moments = random.Random(7)
     kills = writing = 0
     steps = [0]
-    while kills < KILLS:
+    while kills < KILLS[case]:
         # The weights that the fit starts from are part of it; once there is a file, they are overwritten.
         weights = kills if path.exists() else 0
         work = functools.partial(run, case, weights, path)
         in_write = bool(kills % 2)
         after = moments.uniform(0.0, 0.002 if in_write else 0.005)
-        if not killed(work, moments.randint(1, 25), in_write, after):
+        if not killed(work, moments.randint(1, 12 if case == "compiled" else 25), in_write, after):
             break  # it was over before
         kills += 1
         writing += any(name.suffix == ".tmp" for name in folder.iterdir())

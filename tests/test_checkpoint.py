@@ -62,20 +62,21 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "fit.ingle"
 
 
-@pytest.mark.parametrize("case", ["steps", "budget"])
+@pytest.mark.parametrize("case", ["steps", "budget", "compiled"])
 def test_killed_at_random_moments(case: str, tmp_path: Path) -> None:
-    """Minibatches, batch norm, dropout; once with a number of steps, once with the rule's state in the file."""
+    """Minibatches, batch norm, dropout; with a number of steps, with the rule's state in the file, with a graph."""
+    kills = 4 if case == "compiled" else 20
     script = Path(__file__).with_name("killed.py")
     command = [sys.executable, str(script), case, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     print(f"{told['kills']} kills survived, {told['while writing']} of them in the middle of a write")
-    assert told["kills"] == 20, "the fits were over too soon"
+    assert told["kills"] == kills, "the fits were over too soon"
     assert told["while writing"] > 0
-    assert len(set(told["steps"])) > 5, "no fit went on"
+    assert len(set(told["steps"])) > kills // 4, "no fit went on"
     assert told["steps"] == sorted(told["steps"]), "a file went back"
-    assert told["stopped"] == [case, case]
+    assert told["stopped"] == ["budget" if case == "budget" else "steps"] * 2
     assert told["losses"]
     assert told["values"] == []
     assert told["left"] == ["alone", "alone.pt", "killed", "killed.pt"], "a half written file was left"

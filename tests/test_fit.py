@@ -478,10 +478,8 @@ def test_mixed_validation_flags_are_put_back() -> None:
         assert pyro.settings.get() == before
 
 
-def test_compile_full_is_refused_and_off_is_eager() -> None:
+def test_compile_off_is_eager() -> None:
     assert ingle.fit(normal_mean, "normal", Y, steps=2, compile="off").engine == "eager"
-    with pytest.raises(ingle.OptionError, match="compile='full'"):
-        ingle.fit(normal_mean, "normal", Y, steps=2, compile="full")
 
 
 def test_card_is_short_and_says_why_it_stopped() -> None:

@@ -263,7 +263,7 @@ class Training:
             bad = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
             if bad is None and nonfinite_parameter(self.program.leaves()) is None:
                 return losses
-        except IngleError:
+        except (IngleError, IngleWarning):  # the second where the user has made errors of warnings
             self.engine.restore(before)
             self.stopped, self.reason = "failed", f"step {before.step} or one of the {steps - 1} after it failed"
             raise

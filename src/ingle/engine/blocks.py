@@ -31,6 +31,7 @@ class NoiseBlocks:
         self._sizes = normals, uniforms
         self._dtype = dtype
         self._generator = torch.Generator(device)
+        self._last: tuple[int, Tensor, Tensor] | None = None
         most = _NUMBERS // max(1, normals + uniforms)
         self.capacity = next((capacity for capacity in _CAPACITIES if capacity <= most), 1)
 
@@ -43,9 +44,13 @@ class NoiseBlocks:
 
     def row(self, step: int) -> tuple[Tensor, Tensor]:
         """The noise of one step, shapes (normals,) and (uniforms,)."""
-        normals, uniforms = (
-            torch.empty(self.capacity, size, dtype=self._dtype, device=self._generator.device) for size in self._sizes
-        )
-        self.fill(step // self.capacity, normals, uniforms)
-        place = step % self.capacity
+        block, place = divmod(step, self.capacity)
+        if self._last is None or self._last[0] != block:
+            normals, uniforms = (
+                torch.empty(self.capacity, size, dtype=self._dtype, device=self._generator.device)
+                for size in self._sizes
+            )
+            self.fill(block, normals, uniforms)
+            self._last = block, normals, uniforms  # steps are asked for one after the other
+        _, normals, uniforms = self._last
         return normals[place], uniforms[place]

@@ -56,7 +56,11 @@ def choose_engine(
     if compile == "auto":
         statements = len(program.model_sites) + len(program.guide_sites) + len(program.leaves())
         enough = before == "compiled" or statements * (_UNKNOWN if steps is None else steps) >= _WORTH
-        if not enough or not traceable:
+        if not traceable:
+            eager.notes.append(f"the steps ran eagerly: {type(objective).__name__} cannot be compiled")
+            return eager
+        if not enough:
+            eager.notes.append("the steps ran eagerly: too few steps for compiling to pay")
             return eager
     elif not traceable:
         raise OptionError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from ingle.engine.protocol import State
 from ingle.engine.recording import Untraceable
 from ingle.engine.structure import Statement, difference
 from ingle.engine.updates import Updates, updates_of
-from ingle.errors import IngleWarning, ProgramError, warn
+from ingle.errors import IngleError, IngleWarning, ProgramError, warn
 from ingle.program import Program
 from ingle.runtime import Runtime
 
@@ -40,7 +42,8 @@ class CompiledEngine:
 
     What Python does in a step happens once, while the step is recorded. So whatever model and guide read from outside
     their arguments is watched: where it changes, the step is recorded anew; where the program itself changes it, or
-    where a step cannot be recorded, the engine goes on eagerly and says why.
+    where a step cannot be recorded, the engine goes on eagerly and says why. The first steps show whether the program
+    keeps a state of its own, before anything runs it beside them: such a program never notices the engine.
 
     Args:
         program, objective, optimisers, runtime: of the fit.
@@ -74,8 +77,10 @@ class CompiledEngine:
         self._observer = Observer(
             (program.model, program.guide), lambda: [*program.leaves().values(), *_buffers(program)]
         )
+        self._compiling = _most_common(program.batch_sizes)
         self._stale = 0
         self._calls = 0
+        self._until: int | None = None  # the step from which on all are eager
         self._eager_seconds: list[float] = []
         self._seconds, self._taken = 0.0, 0
         self._first = max(_FIRST, optimisers.guide_steps)  # until each torch optimiser has its state
@@ -101,12 +106,11 @@ class CompiledEngine:
         if not self._taken:
             return []
         pace = self._seconds / self._taken
-        gain = (
-            f", {statistics.median(self._eager_seconds) / pace:,.0f} times the eager pace"
-            if self._eager_seconds
-            else ""
-        )
-        return [f"compiled steps took {_told(pace)} each{gain}"]
+        told = f"compiled steps took {_told(pace)} each"
+        if self._eager_seconds:
+            gain = statistics.median(self._eager_seconds) / pace
+            told += f", {gain:,.{0 if gain >= 10 else 1}f} times the eager pace"
+        return [told if self._using == "inductor" else f"{told}, operation by operation, as there is no C++ compiler"]
 
     def advance(self, steps: int) -> Tensor:
         """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit.
@@ -119,7 +123,7 @@ class CompiledEngine:
             graph = None
             if self.why_eager is None and self.step >= self._first:
                 graph = self._ready()
-            losses = self._advance_eagerly() if graph is None else self._run(graph, steps)
+            losses = self._advance_one() if graph is None else self._run(graph, steps)
             parts.append(losses)
             steps -= len(losses)
         return torch.cat(parts)
@@ -136,12 +140,25 @@ class CompiledEngine:
         """Go back to a captured state."""
         self._eager.restore(state)
 
-    def _advance_eagerly(self) -> Tensor:
-        began = time.perf_counter()
-        losses = self._eager.advance(1)
-        if 0 < self.step - 1 < _FIRST:
+    def _advance_one(self) -> Tensor:
+        if self.why_eager is not None or not 0 < self.step < _FIRST:
+            return self._eager.advance(1)
+        losses: list[Tensor] = []
+
+        def step() -> None:
+            began = time.perf_counter()
+            losses.append(self._eager.advance(1))
             self._eager_seconds.append(time.perf_counter() - began)
-        return losses
+
+        tensors = {name: value for name, value in self._program.data.items() if isinstance(value, Tensor)}
+        before = [tensor._version for tensor in tensors.values()]
+        told = self._observer.own_state(step)
+        for (name, tensor), version in zip(tensors.items(), before, strict=True):
+            if tensor._version != version:
+                told = told or f"the program changes its argument {name!r} in place"
+        if told is not None:
+            self._give_up(told)
+        return losses[0]
 
     def _run(self, compiled: _Compiled, most: int) -> Tensor:
         began = time.perf_counter()
@@ -172,10 +189,10 @@ class CompiledEngine:
         """The graph of the next step; None where it has to run eagerly."""
         shapes: Shapes = tuple(self._eager.batches.upcoming().items())
         try:
-            self._check()
+            self._check(shapes)
             compiled = self._graphs.get(shapes)
             if compiled is None:
-                if len(self._graphs) >= _SHAPES:
+                if self._compiling is not None and shapes not in self._compiling:
                     return None
                 compiled = self._graphs[shapes] = self._compile(shapes)
             compiled.graph.bind()
@@ -187,11 +204,15 @@ class CompiledEngine:
     def _give_up(self, reason: str) -> None:
         if self._required:
             raise ProgramError(f"compile='full': the step cannot be compiled: {reason}", step=self.step)
-        self.why_eager = reason
+        self.why_eager, self._until = reason, self.step
         self._graphs.clear()
-        warn(f"step {self.step} and all after it run eagerly, which is slower: {reason}", IngleWarning)
+        warn(
+            f"step {self.step} and all after it are taken one by one in Python, which gives the same fit more slowly, "
+            f"since they cannot be compiled: {reason}",
+            IngleWarning,
+        )
 
-    def _check(self) -> None:
+    def _check(self, shapes: Shapes) -> None:
         """Drop graphs that are of another program than there is now.
 
         Raises:
@@ -207,9 +228,8 @@ class CompiledEngine:
                 raise Untraceable(f"{told}, and has changed before {_RETRIES} times")
             return
         self._calls += 1
-        if self._calls & (self._calls - 1) == 0:  # at call 1, 2, 4, 8, …
-            compiled = next(iter(self._graphs.values()))
-            told = difference(compiled.statements, self._observe(1).statements)
+        if self._calls & (self._calls - 1) == 0 and shapes in self._graphs:  # at call 1, 2, 4, 8, …
+            told = difference(self._graphs[shapes].statements, self._observe(1).statements)
             if told is not None:
                 raise Untraceable(told)
 
@@ -223,6 +243,8 @@ class CompiledEngine:
                     return f"{told} was changed in place"
             if compiled.leaves != _identities(self._program):
                 return "the program has other parameters than before"
+            if isinstance(compiled.updates, Updates) and not compiled.updates.hold():
+                return "the optimiser has other options than before"
         return None
 
     def _compile(self, shapes: Shapes) -> _Compiled:
@@ -256,14 +278,22 @@ class CompiledEngine:
                 device=runtime.device,
             )
             leaves = _identities(program)
-            graph = StepGraph(source, self._using)
+            graph = self._graph(source)
             if _identities(program) != leaves:
                 raise Untraceable("it makes a new parameter at each run")
             self._blocks[shapes] = blocks
-            self._observer.mark()
+            self._observer.mark(full=True)
             return _Compiled(graph, blocks, updates, seen.statements, leaves)
         finally:
             self.restore(before)
+
+    def _graph(self, source: Source) -> StepGraph:
+        try:
+            return StepGraph(source, self._using)
+        except Untraceable:
+            raise
+        except Exception as error:  # a compiler may fail in any way, and the steps can always be taken without it
+            raise Untraceable(f"{_head(error)} was raised while the step was compiled") from error
 
     def _particles(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
         program = self._program
@@ -289,6 +319,10 @@ class CompiledEngine:
 
         try:
             return self._observer.observe(run, times)
+        except (Untraceable, IngleError):
+            raise
+        except Exception as error:  # where it is no fault of the extra run, the step raises it too
+            raise Untraceable(f"{_head(error)} was raised by a run that takes no step") from error
         finally:
             self.restore(state)
 
@@ -296,7 +330,8 @@ class CompiledEngine:
     def _noise(self, step: int, rows: Mapping[str, Tensor]) -> Iterator[None]:
         """The noise of a step for an eager run of it."""
         blocks = self._blocks.get(tuple((name, len(drawn)) for name, drawn in rows.items()))
-        if self.why_eager is not None or blocks is None or step < self._first:
+        eager = self._until is not None and step >= self._until
+        if blocks is None or step < self._first or eager:
             yield
             return
         with Noise(GivenDraws(*blocks.row(step))):
@@ -327,6 +362,7 @@ class _Compiled:
         """Have the noise of the block that a step is in."""
         block = step // self.blocks.capacity
         if block != self._block:
+            self._block = -1  # so that after Ctrl-C on the way nobody takes it for filled
             self.blocks.fill(block, self.graph.normals, self.graph.uniforms)
             self._block = block
 
@@ -362,6 +398,26 @@ def _buffers(program: Program) -> list[Tensor]:
     """The buffers of the modules behind a program, each once."""
     found = {id(buffer): buffer for module in program.modules() for buffer in module.buffers()}
     return list(found.values())
+
+
+def _most_common(batch_sizes: Mapping[str, tuple[int, int]]) -> frozenset[Shapes] | None:
+    """The shapes of minibatches that get a graph, decided without looking at steps; None where there are few."""
+    plates: list[list[tuple[str, int, int]]] = []
+    for name, (full, batch) in batch_sizes.items():
+        whole, rest = divmod(full, batch)
+        kinds = [(name, batch, whole)] if whole else []
+        plates.append(kinds + ([(name, rest, 1)] if rest else []))
+    found: dict[Shapes, int] = {}
+    for chosen in itertools.product(*plates):
+        found[tuple((name, rows) for name, rows, _ in chosen)] = math.prod(times for *_, times in chosen)
+    if len(found) <= _SHAPES:
+        return None
+    return frozenset(sorted(found, key=found.__getitem__, reverse=True)[:_SHAPES])
+
+
+def _head(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{f' ({lines[0][:200]})' if lines else ''}"
 
 
 def _told(seconds: float) -> str:

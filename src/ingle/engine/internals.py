@@ -25,6 +25,22 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make
 __all__ = ["cache_folder", "compiler", "functional", "inductor", "kernels", "load", "record", "unrecorded"]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Inductor remarks on itself, and torch on the parts of its own that it imports, is not for users of a fit."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
 def record(step: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:
     """Run `step(*inputs)` once, on the tensors themselves, and return every aten operation that ran as a graph.
 
@@ -41,22 +57,6 @@ def unrecorded() -> Iterator[None]:
     """What runs inside is not recorded."""
     with disable_proxy_modes_tracing():
         yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What Inductor remarks on itself, and torch on the parts of its own that it imports, is not for users of a fit."""
-    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 @_quiet()

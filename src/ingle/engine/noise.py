@@ -103,7 +103,7 @@ class Noise(TorchDispatchMode):
     """
 
     def __init__(self, draws: Draws) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.draws = draws
         self.left: list[str] = []
 
@@ -147,7 +147,8 @@ def _normal_tensors(draws: Draws, mean: Any, std: Any = 1.0) -> Tensor:
     tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
     shape = torch.broadcast_shapes(*(value.shape for value in tensors))
     z = draws.normal(math.prod(shape)).reshape(shape).to(tensors[0].dtype)
-    return z * std + mean
+    drawn: Tensor = z * std + mean
+    return drawn
 
 
 def _normal_size(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ingle.engine.noise import Noise, OwnDraws
 from ingle.engine.recording import Untraceable
 from ingle.engine.structure import Statement, Structure, difference
-from ingle.program import Change, Place, Places, Snapshot, find_places
+from ingle.program import Change, OwnState, Place, Places, Snapshot, find_places, state_of_its_own
 
 __all__ = ["Observation", "Observer"]
 
@@ -56,16 +56,17 @@ class Observer:
             Untraceable: the runs differ, or the program keeps a state of its own.
         """
         found: list[Observation] = []
-        places = self._places = self._places or find_places(*self._programs, ignore=self._ignored())
-        before = places.snapshot(full=True)
-        for _ in range(times):
-            draws = OwnDraws()
-            with Structure() as structure, Noise(draws) as noise:
-                run()
-            found.append(Observation(structure.statements, draws.calls, noise.left))
-        changes = places.changed(before)
-        if changes:
-            raise Untraceable(f"the program keeps a state of its own in Python, which every run changes: {changes[0]}")
+
+        def runs() -> None:
+            for _ in range(times):
+                draws = OwnDraws()
+                with Structure() as structure, Noise(draws) as noise:
+                    run()
+                found.append(Observation(structure.statements, draws.calls, noise.left))
+
+        told = self.own_state(runs)
+        if told is not None:
+            raise Untraceable(told)
         first, *others = found
         for other in others:
             told = difference(first.statements, other.statements)
@@ -75,10 +76,25 @@ class Observer:
                 raise Untraceable(told)
         return first
 
-    def mark(self, *, without: Collection[Place] = ()) -> None:
-        """Take what is there now for what a graph was recorded with, apart from some places."""
+    def own_state(self, run: Callable[[], None]) -> str | None:
+        """Run the program; returns what it changed that a graph of its tensors would not, in words."""
+        if self._places is None:
+            self._places = find_places(*self._programs, ignore=self._ignored())
+        own = state_of_its_own(self._places, run)
+        hidden = next(
+            (unseen for unseen in self._places.unseen if hasattr(type(unseen.place.holder), "__next__")), None
+        )
+        return _told(own) or (None if hidden is None else f"the program reads {hidden}")
+
+    def mark(self, *, without: Collection[Place] = (), full: bool = False) -> None:
+        """Take what is there now for what a graph was recorded with, apart from some places.
+
+        Args:
+            without: those places.
+            full: also the contents of what is large, for a comparison that is made less often than at every step.
+        """
         if self._places is not None:
-            self._seen = self._places.snapshot(without=without)
+            self._seen = self._places.snapshot(without=without, full=full)
 
     def lifted(self, tensors: Mapping[Place, Tensor]) -> AbstractContextManager[None]:
         """Tensors are in the place of numbers inside."""
@@ -91,3 +107,10 @@ class Observer:
     def numbers(self) -> tuple[Place, ...]:
         """Places of numbers that can be inputs of a graph instead."""
         return () if self._places is None else self._places.numbers()
+
+
+def _told(own: OwnState) -> str | None:
+    reasons = own.reasons()
+    if reasons:
+        return f"the program {reasons[0]}"
+    return f"the program changes what it reads: {own.in_place[0]}" if own.in_place else None

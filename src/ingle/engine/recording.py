@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ __all__ = ["Inputs", "Recording", "Untraceable", "record", "users_line"]
 aten = torch.ops.aten
 
 
-class Untraceable(Exception):
+class Untraceable(Exception):  # noqa: N818 - it is no error of anybody's
     """A program that cannot become a graph, and why, in words that can follow "because"."""
 
 
@@ -38,7 +38,7 @@ class Inputs:
         changed: what a step changes in place: leaves, optimiser state, buffers, counters.
         varying: what differs from step to step but is not changed: noise, numbers, rows of minibatches.
         fixed: what stays: the data, by name.
-        normals, uniforms: rows of noise, among `varying`, shapes (steps, number of normals), (steps, number of uniforms).
+        normals, uniforms: rows of noise, among `varying`, one row a step.
         place: which row is this step's, among `changed`, int64, shape (1,).
     """
 
@@ -107,8 +107,8 @@ def record(step: Callable[[], None], inputs: Inputs) -> Recording:
         graph = internals.record(run, inputs.all)
     except Untraceable as error:
         raise Untraceable(f"{error}{_near(watch)}") from error
-    except IngleError:
-        raise
+    except IngleError as error:
+        raise Untraceable(str(error)) from error
     except Exception as error:  # the program is the user's, and what it calls may object to being recorded in any way
         told = str(error).strip().splitlines()[0] if str(error).strip() else ""
         line = _line_of(error)
@@ -161,7 +161,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self, inputs: Inputs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held: dict[int, tuple[Tensor, str]] = {}
         self.pinned = False
         self._varying = WeakIdKeyDictionary()
@@ -183,9 +183,7 @@ class _Recorder(TorchDispatchMode):
         """Note that numbers of a tensor reach Python; raises `Untraceable` where they differ from step to step."""
         if self.varies(tensor):
             line = users_line()
-            raise Untraceable(
-                f"{how} reads on the host a number that differs from step to step{f', at {line}' if line else ''}"
-            )
+            raise Untraceable(f"{how} a tensor that differs from step to step{_at(line)}")
         if tensor in self._of_data:
             self.pinned = True
 
@@ -203,7 +201,7 @@ class _Recorder(TorchDispatchMode):
             raise Untraceable(f"it computes with a sparse tensor{_at(users_line())}")
         if torch.Tag.data_dependent_output in func.tags:
             for tensor in tensors:
-                self.read(tensor, "Python control flow, .item() or the like")
+                self.read(tensor, ".item(), float() or an `if` on")
             with internals.unrecorded():
                 return func(*args, **kwargs)
         if func in _INDEXED:
@@ -243,7 +241,7 @@ class _Recorder(TorchDispatchMode):
 
     def _shaped_by_values(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         for tensor in tensors:
-            self.read(tensor, f"{func}, whose result has a shape that depends on values,")
+            self.read(tensor, f"{func}, whose result has a shape that depends on its numbers, of")
         with internals.unrecorded():
             result = func(*args, **kwargs)
         self._follow(func, args, kwargs, tensors, result)
@@ -254,7 +252,7 @@ class _Recorder(TorchDispatchMode):
         indices: list[Any] = []
         for index in args[1]:
             if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
-                self.read(index, "indexing by a mask")
+                self.read(index, "indexing by a mask,")
                 with internals.unrecorded():
                     parts = index.nonzero().unbind(1)
                 for part in parts:
@@ -280,11 +278,11 @@ _INDEXED = {
 class _HostReads(TorchFunctionMode):
     """Notices reads of numbers that no aten operation shows."""
 
-    _READS = {
-        torch.Tensor.numpy: "numpy()",
-        torch.Tensor.tolist: "tolist()",
-        torch.Tensor.__array__: "NumPy",
-        torch.Tensor.data_ptr: "data_ptr()",
+    _READS: ClassVar = {
+        torch.Tensor.numpy: ".numpy() of",
+        torch.Tensor.tolist: ".tolist() of",
+        torch.Tensor.__array__: "numpy.asarray() of",
+        torch.Tensor.data_ptr: ".data_ptr() of",
     }
 
     def __init__(self, recorder: _Recorder) -> None:

@@ -1,0 +1,77 @@
+"""A compiled step is the eager one: losses, parameters and buffers, for the same noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine.cells import CELLS, PROGRAMS
+from engine.engines import FIRST, Still, engine_of, gradients, numbers
+from torch import Tensor
+
+STEPS = 100
+INDUCTOR = (  # a loop in C++, calls of torch's between kernels, sums, networks, minibatches, an optimiser outside
+    "eight schools, Trace",
+    "radon, Trace",
+    "mixture enumerated",
+    "VAE",
+    "obs_mask",
+    "drawn Poisson",
+    "batch_size",
+    "RMSprop",
+)
+LONG = [pytest.param(name, marks=() if name in INDUCTOR else pytest.mark.long) for name in CELLS]
+
+
+def courses(engine: Any, steps: int) -> list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+    """Losses, numbers and gradients of as many steps, compiled and then eagerly from the same state."""
+    engine.advance(max(FIRST, engine._first))
+    state = engine.capture()
+    found = []
+    for each in (engine, engine.reference()):
+        each.restore(state)
+        calls = [part for part in (1, 30, steps - 31) if steps > 31] or [steps]
+        losses = torch.cat([each.advance(part) for part in calls])
+        found.append((losses, numbers(each), gradients(each)))
+    assert engine.name == "compiled"
+    assert engine._taken == steps, "some steps were not taken by a graph"
+    return found
+
+
+def assert_equal(engine: Any, steps: int = STEPS) -> None:
+    """To 1e-9 relative: of a loss, and of the largest element of each parameter."""
+    (losses, ours, _), (expected, theirs, _) = courses(engine, steps)
+    np.testing.assert_allclose(losses.cpu(), expected.cpu(), rtol=1e-9, atol=0.0)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        size = float(theirs[name].abs().max()) if value.is_floating_point() else 0.0
+        torch.testing.assert_close(value, theirs[name], rtol=0.0, atol=1e-9 * size, msg=lambda m, n=name: f"{n}: {m}")
+    assert len(set(losses.tolist())) > 1
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_steps_in_float64(name: str, device: torch.device) -> None:
+    """A hundred for each objective, model and distribution; a third of that for guides, rows and optimisers."""
+    with engine_of(**CELLS[name](), device=device) as engine:
+        assert_equal(engine, STEPS if name in PROGRAMS else 36)
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_steps_by_inductor(name: str, device: torch.device) -> None:
+    with engine_of(**CELLS[name](), using="inductor", device=device) as engine:
+        assert_equal(engine)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_one_gradient_in_float32(name: str, device: torch.device) -> None:
+    """The optimiser moves nothing and is not one that a graph knows: gradients are handed to it."""
+    cell = {**CELLS[name](), "optim": Still}
+    with engine_of(**cell, dtype=torch.float32, device=device) as engine:
+        (losses, _, ours), (expected, _, theirs) = courses(engine, 1)
+    torch.testing.assert_close(losses, expected, rtol=1e-3, atol=0.0)
+    assert ours.keys() == theirs.keys() != set()
+    norm = sum(float(value.double().square().sum()) for value in theirs.values()) ** 0.5
+    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours) ** 0.5
+    assert apart < 1e-4 * norm
