@@ -58,13 +58,25 @@ class SVI(pyro.infer.SVI):
     ) -> None:
         resolve_compile(compile)
         super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)
-        objective = ours(loss) if isinstance(loss, ELBO) else None
-        self._required = compile == "full"
+        self._compile = compile
+        self._elbo = loss
         self._stepper: Stepper | None = None
-        if compile != "off" and hasattr(objective, "particles"):
-            self._stepper = Stepper(self, objective, super().step, at_once=self._required)
-        elif self._required:
-            raise OptionError(f"compile='full': {type(loss).__name__} is not one of the objectives that can be compiled")
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._compile != "off" and isinstance(self._elbo, ELBO) and hasattr(ours(self._elbo), "particles"):
+            self._stepper = Stepper(self, self._elbo, super().step, at_once=self._compile == "full")
+        elif self._compile == "full":
+            raise OptionError(
+                f"compile='full': {type(self._elbo).__name__} is not one of the objectives that can be compiled"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stepper": None}  # a copy makes graphs of its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take a gradient step on the loss, and return the loss as a number.
@@ -76,7 +88,7 @@ class SVI(pyro.infer.SVI):
             try:
                 return self._stepper.step(args, kwargs)
             except Untraceable as error:
-                if self._required:
+                if self._compile == "full":
                     raise ProgramError(f"compile='full': the step cannot be compiled: {error}") from error
                 self._stepper = None
                 warn(f"this step of SVI and all after it are Pyro's own, which is slower: {error}", IngleWarning)

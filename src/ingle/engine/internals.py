@@ -17,11 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
-__all__ = ["cache_folder", "compiler", "functional", "inductor", "kernels", "load", "record", "unrecorded"]
+__all__ = [
+    "cache_folder",
+    "compiler",
+    "functional",
+    "inductor",
+    "kernels",
+    "load",
+    "record",
+    "undisturbed",
+    "unrecorded",
+]
 
 
 def record(step: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:
@@ -40,6 +51,25 @@ def unrecorded() -> Iterator[None]:
     """What runs inside is not recorded."""
     with disable_proxy_modes_tracing():
         yield
+
+
+def undisturbed() -> bool:
+    """Nothing around this call changes what torch's or Pyro's statements do: no handler, no mode, no autocast."""
+    return (
+        not _PYRO_STACK
+        and torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+        and torch._C._len_torch_function_stack() == _default_device()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.is_anomaly_enabled()
+    )
+
+
+def _default_device() -> int:
+    """How many function modes `torch.set_default_device` keeps: one, once it was called."""
+    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None) is not None
 
 
 def functional(graph: GraphModule, inputs: Sequence[Tensor], *, decompose: bool) -> GraphModule:

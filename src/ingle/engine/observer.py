@@ -41,6 +41,9 @@ class Observer:
     Args:
         programs: model and guide.
         ignored: tensors that the engine itself looks after, such as parameters and buffers.
+
+    Attributes:
+        others: whoever made it may note here what else than model and guide is among the programs.
     """
 
     def __init__(self, programs: Iterable[object], ignored: Callable[[], Iterable[Tensor]]) -> None:
@@ -48,6 +51,7 @@ class Observer:
         self._ignored = ignored
         self._places: Places | None = None
         self._seen: Snapshot | None = None
+        self.others: list[object] = []
 
     def observe(self, run: Callable[[], None], times: int) -> Observation:
         """Run the program some times without effect: `run` puts back what a run changes.
@@ -56,7 +60,7 @@ class Observer:
             Untraceable: the runs differ, or the program keeps a state of its own.
         """
         found: list[Observation] = []
-        places = self._places = self._places or find_places(*self._programs, ignore=self._ignored())
+        places = self.places
         before = places.snapshot(full=True)
         for _ in range(times):
             draws = OwnDraws()
@@ -75,10 +79,16 @@ class Observer:
                 raise Untraceable(told)
         return first
 
-    def mark(self, *, without: Collection[Place] = ()) -> None:
+    @property
+    def places(self) -> Places:
+        """What the programs read from outside their arguments."""
+        self._places = self._places or find_places(*self._programs, ignore=self._ignored())
+        return self._places
+
+    def mark(self, *, without: Collection[Place] = ()) -> Snapshot:
         """Take what is there now for what a graph was recorded with, apart from some places."""
-        if self._places is not None:
-            self._seen = self._places.snapshot(without=without)
+        self._seen = self.places.snapshot(without=without)
+        return self._seen
 
     def lifted(self, tensors: Mapping[Place, Tensor]) -> AbstractContextManager[None]:
         """Tensors are in the place of numbers inside."""
