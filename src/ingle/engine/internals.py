@@ -25,12 +25,14 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make
 __all__ = [
     "cache_folder",
     "compiler",
+    "default_device",
     "functional",
     "inductor",
     "kernels",
     "load",
     "record",
     "undisturbed",
+    "unhashable",
     "unrecorded",
 ]
 
@@ -53,13 +55,31 @@ def unrecorded() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unhashable(tensors: Sequence[Tensor], error: Exception) -> Iterator[None]:
+    """Looking up one of these tensors in a set or a dict raises `error`: for a number that it stands for, it is found."""
+    ids = {id(tensor) for tensor in tensors}
+    before = torch.Tensor.__hash__
+
+    def guarded(tensor: Tensor) -> int:
+        if id(tensor) in ids:
+            raise error
+        return before(tensor)
+
+    torch.Tensor.__hash__ = guarded  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.__hash__ = before  # type: ignore[method-assign]
+
+
 def undisturbed() -> bool:
     """Nothing around this call changes what torch's or Pyro's statements do: no handler, no mode, no autocast."""
     return (
         not _PYRO_STACK
         and torch.is_grad_enabled()
         and not torch.is_inference_mode_enabled()
-        and torch._C._len_torch_function_stack() == _default_device()
+        and torch._C._len_torch_function_stack() == (default_device() is not None)
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.is_autocast_enabled("cuda")
@@ -67,9 +87,9 @@ def undisturbed() -> bool:
     )
 
 
-def _default_device() -> int:
-    """How many function modes `torch.set_default_device` keeps: one, once it was called."""
-    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None) is not None
+def default_device() -> object:
+    """What `torch.set_default_device` keeps, one function mode; None where it was not called. Cheaper than to ask."""
+    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
 
 
 def functional(graph: GraphModule, inputs: Sequence[Tensor], *, decompose: bool) -> GraphModule:

@@ -195,7 +195,10 @@ class PyroUpdates(Updates):
         if self._rows != 0:
             self._stretch = 1
         self._rows = self._at = 0
-        return self._note()
+        if self._note():
+            return True
+        self._noted = []  # so that it is asked again the next time
+        return False
 
     @property
     def restarted(self) -> bool:
@@ -209,7 +212,7 @@ class PyroUpdates(Updates):
 
     def _note(self) -> bool:
         """Take rates and counts for those of the next update; False where leaves of one clock differ."""
-        self._noted = list(map(_Member.rates, self._members))
+        self._noted: list[Any] = list(map(_Member.rates, self._members))
         self._counters = list(map(_step, self._with_counters))
         if not all(isinstance(counter, Tensor) for counter in self._counters):
             return False
@@ -217,10 +220,10 @@ class PyroUpdates(Updates):
         self._numbers = list(map(_step, self._integers))
         for clock in self._clocks:
             members = self._of(clock)
-            counts = {float(member.state["step"]) for member in members if id(member.leaf) not in self._without}
             if any(member.rates() != members[0].rates() for member in members):
                 return False
-            if clock.rule.counts and len(counts) > 1:
+            moved = [member.state for member in members if id(member.leaf) not in self._without]
+            if clock.rule.counts and len({float(state["step"]) for state in moved}) > 1:
                 return False
         return True
 

@@ -107,6 +107,9 @@ class Stepped:
             return True
         if any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in self._leaves):
             return False
+        for leaf, had in zip(self._leaves, self._grads, strict=True):
+            if leaf.grad is None and had is not None:
+                leaf.grad = torch.zeros_like(leaf)  # as Pyro leaves it after a step
         self._take_gradients()
         return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from ingle.engine import internals
 from ingle.engine.arguments import Arguments, layout
 from ingle.engine.graph import Source, StepGraph, Using
+from ingle.engine.noise import GivenDraws, Noise
 from ingle.engine.observer import Observation, Observer
 from ingle.engine.pyro_updates import PyroGradients, PyroUpdates, Unsuited
 from ingle.engine.recording import Untraceable
@@ -83,7 +84,8 @@ class Stepper:
             return self._eager(*args, **kwargs)
         svi, last, stepped = self._svi, self._last, self._current
         arguments = self._last = Arguments(args, kwargs, last)
-        parts = svi.model, svi.guide, svi.optim, svi.loss_and_grads, torch.get_default_dtype(), vars(self._loss)
+        numerics = torch.get_default_dtype(), internals.default_device()
+        parts = svi.model, svi.guide, svi.optim, svi.loss_and_grads, *numerics, vars(self._loss)
         if stepped is None or parts != self._parts or stepped.fresh(arguments) is not None:
             stepped = self._current = self._other(arguments, last, parts)
         if stepped is None or not stepped.gradients_clean():
@@ -131,7 +133,10 @@ class Stepper:
         if self._compile_at is None:
             if self._taken <= _LOOK:
                 return False
-            statements = len(self._observe(arguments, 1)[0].statements)
+            try:
+                statements = len(self._observe(arguments, 1)[0].statements)
+            except _NotYet:
+                return False
             self._compile_at = max(_LOOK, _WORTH // max(1, statements))
         if self._taken <= self._compile_at:
             return False
@@ -153,6 +158,9 @@ class Stepper:
         if observer is not None and self._graphs:
             liftable = set(observer.numbers())
             for change in observer.changed():
+                thing = change.place.holder
+                if change.kind == "in place" and isinstance(thing, Tensor) and not thing.requires_grad:
+                    watched[id(thing)] = thing
                 if change.place in self._never or change.kind != "value":
                     continue
                 if change.place in liftable and not isinstance(change.before, Tensor):
@@ -170,6 +178,8 @@ class Stepper:
             self._tensors |= tensors
             self._watched |= watched
             self._graphs.clear()
+            if watched:
+                self._observer = None  # the next one leaves them out
 
     def _made_for(self, arguments: Arguments) -> Stepped | None:
         """A graph for these arguments, with numbers as inputs where that can be; None where it is too early."""
@@ -206,8 +216,6 @@ class Stepper:
         if not leaves:
             raise Untraceable("it has no parameters")
         optim = self._svi.optim
-        if any(leaf not in optim.optim_objs for leaf in leaves):
-            raise _NotYet("the optimiser meets new parameters at each step")
         updates: PyroUpdates | PyroGradients
         try:
             updates = PyroUpdates(optim, leaves)
@@ -220,13 +228,14 @@ class Stepper:
         numbers = {place: torch.tensor(float(arguments.leaves[place]), **number) for place in self._numbers}
         places = {place: torch.tensor(float(place.value()), **number) for place in self._places}
         # Other objects on the same memory: what the program also reads from elsewhere is no input for that.
-        given = {place: arguments.leaves[place].detach() for place in arguments.tensors}
+        handed = {place: arguments.leaves[place].detach() for place in arguments.tensors}
         tensors = {place: place.value().detach() for place in self._tensors}
-        same = {id(arguments.leaves[place]): tensor for place, tensor in given.items()}
+        same = {id(arguments.leaves[place]): tensor for place, tensor in handed.items()}
         twins = {
             place: same[id(leaf)] for place, leaf in enumerate(arguments.leaves) if isinstance(leaf, Tensor)
         }
         args, kwargs = arguments.put({**twins, **numbers})
+        lifted = [*numbers.values(), *places.values()]
         objective = ours(self._loss)
         model, guide = self._svi.model, self._svi.guide
 
@@ -239,7 +248,7 @@ class Stepper:
             update=updates,
             buffers=buffers,
             data={
-                **{f"argument {place}": tensor for place, tensor in given.items()},
+                **{f"argument {place}": tensor for place, tensor in handed.items()},
                 **{place.name: tensor for place, tensor in tensors.items()},
                 **{f"watched {key}": tensor for key, tensor in self._watched.items()},
             },
@@ -250,10 +259,28 @@ class Stepper:
             foldable=False,
             dtype=dtype,
             device=device,
-            lifted=[*numbers.values(), *places.values()],
+            lifted=lifted,
         )
         observer = self._watching(arguments)
-        with self._trial(observer.places, [*leaves, *updates.state, *buffers]), _put(tensors), observer.lifted(places):
+        if lifted:
+            whole = arguments.put(twins)
+            with self._trial(observer.places, buffers), torch.no_grad():
+                given = torch.randn(normals, **number), torch.rand(uniforms, **number)
+                value = _value(objective.particles(model, guide, *whole[0], **whole[1]), *given)
+            with self._trial(observer.places, buffers), observer.lifted(places), torch.no_grad():
+                try:
+                    other = _value(objective.particles(model, guide, *args, **kwargs), *given)
+                except Exception as error:  # a tensor will not do where it wants a number
+                    raise Untraceable(f"{type(error).__name__} was raised: {error}") from error
+            if not torch.allclose(value, other, rtol=1e-3, atol=1e-5, equal_nan=True):
+                raise Untraceable("it does something else with a number than with a tensor")
+        read = Untraceable("a number that changes is looked up in a set or a dict")
+        with (
+            self._trial(observer.places, [*leaves, *updates.state, *buffers]),
+            _put(tensors),
+            observer.lifted(places),
+            internals.unhashable(lifted, read),
+        ):
             try:
                 graph = StepGraph(source, using)
             except (Untraceable, IngleError):
@@ -276,7 +303,7 @@ class Stepper:
         others = arguments.others()
         known = getattr(self._observer, "others", None)
         if self._observer is None or known is None or list(map(id, known)) != list(map(id, others)):
-            ignored = list(self._leaves()) + self._buffers(arguments)
+            ignored = [*self._leaves(), *self._buffers(arguments), *self._watched.values()]
             self._observer = Observer((self._svi.model, self._svi.guide, *others), lambda: ignored)
             self._observer.others = others
         return self._observer
@@ -299,8 +326,8 @@ class Stepper:
             if pythons != random.getstate() or any(map(np.any, map(np.not_equal, numpys, np.random.get_state()[1:]))):
                 raise Untraceable("it draws from numpy's or Python's own random numbers")
             found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-            if parameters and any(parameters.get(name) is not leaf for name, leaf in found.items()):
-                raise _NotYet("it makes a new parameter at each run")
+            if any(leaf not in self._svi.optim.optim_objs for leaf in found.values()):
+                raise _NotYet("it makes new parameters from step to step")
             parameters.update(found)
 
         with self._trial(observer.places, self._buffers(arguments)):
@@ -344,6 +371,13 @@ def _alike(before: object, after: object) -> bool:
         and layout(before) == layout(after)
         and not after.requires_grad
     )
+
+
+def _value(particles: Iterable[tuple[Any, Any]], normals: Tensor, uniforms: Tensor) -> Tensor:
+    """Loss and surrogate with given noise, float64, shape (2,)."""
+    with Noise(GivenDraws(normals, uniforms)):
+        parts = [torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in both]) for both in particles]
+    return torch.stack(parts).sum(0)
 
 
 @contextmanager
