@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -131,9 +134,7 @@ def test_a_hundred_steps(loss: Any, particles: int, count: Count) -> None:
 
 
 def test_single_precision(count: Count) -> None:
-    assert_follows(
-        lambda svi: steps(svi, schools, autoguide.AutoNormal(schools), schools_data(), times=40), rtol=1e-3
-    )
+    assert_follows(lambda svi: steps(svi, schools, autoguide.AutoNormal(schools), schools_data(), times=40), rtol=1e-3)
     assert count.steps == 38
 
 
@@ -585,3 +586,238 @@ def monkey_auto() -> Any:
             patch.__exit__(*error)
 
     return Both()
+
+
+def warned_once(script: Script, match: str, *, same: bool = True) -> dict[str, Any]:
+    """The script's steps are Pyro's own to the bit, after one warning."""
+    theirs = play(script, pyro.infer.SVI)
+    with monkey_auto(), pytest.warns(ingle.IngleWarning, match=match) as warned:
+        ours = play(script, AUTO)
+    assert len([each for each in warned if issubclass(each.category, ingle.IngleWarning)]) == 1
+    assert warned[0].filename == __file__
+    if same:
+        assert_close(ours, theirs, 0.0)
+    return ours
+
+
+def test_python_state() -> None:
+    """Trial runs leave no trace in what a model keeps."""
+
+    class Counting:
+        def __init__(self) -> None:
+            self.calls, self.seen, self.total = 0, [0], torch.zeros(())
+
+        def __call__(self, data: Tensor) -> None:
+            self.calls += 1
+            self.seen.append(self.calls)
+            self.total += 1.0
+            with poutine.scale(scale=1.0 / (1 + self.calls + len(self.seen) + self.total)):
+                normal_model(data)
+
+    def script(svi: SVI) -> Sequence[Any]:
+        model = Counting()
+        fit = svi(model, normal_guide, adam(), pyro.infer.Trace_ELBO())
+        losses = [fit.step(DATA) for _ in range(8)]
+        return [losses, model.calls, model.seen, model.total]
+
+    warned_once(script, "a state of its own")
+
+
+def randomly(data: Tensor) -> None:
+    import numpy as np
+
+    with poutine.scale(scale=1.0 + np.random.rand()):
+        normal_model(data)
+
+
+UNTRACEABLE: dict[str, tuple[Any, Any, str]] = {
+    "item": (lambda data: pyro.factor("f", -(pyro.sample("z", dist.Normal(0.0, 1.0)).item() ** 2)), DATA, "host"),
+    "numpy's noise": (randomly, DATA, "random numbers"),
+    "an array": (lambda data: normal_model(torch.as_tensor(data)), DATA.numpy(), "a numpy array"),
+    "an iterator": (lambda data: normal_model(next(data)), None, "an iterator"),
+}
+
+
+@pytest.mark.parametrize("name", UNTRACEABLE)
+def test_untraceable(name: str) -> None:
+    model, data, match = UNTRACEABLE[name]
+
+    def script(svi: SVI) -> Sequence[Any]:
+        given = iter([DATA] * 30) if data is None else data
+        fit = svi(model, lambda data: normal_guide(), adam(), pyro.infer.Trace_ELBO())
+        return [fit.step(given) for _ in range(8)]
+
+    warned_once(script, match)
+
+
+def test_two_share_parameters(count: Count) -> None:
+    """One moves what the other reads, with one optimiser for both."""
+
+    def second(data: Tensor) -> None:
+        loc = pyro.param("loc").detach()
+        with pyro.plate("data", len(data)):
+            pyro.sample("w", dist.Normal(loc, 1.0), obs=data + pyro.param("shift", torch.tensor(0.0)))
+
+    def script(svi: SVI) -> Sequence[Any]:
+        optim, loss = adam(), pyro.infer.Trace_ELBO()
+        first = svi(normal_model, normal_guide, optim, loss)
+        other = svi(second, lambda data: None, optim, loss)
+        third = svi(normal_model, normal_guide, optim, loss)
+        losses = []
+        for step in range(12):
+            losses += [first.step(DATA), other.step(DATA)]
+            if step % 2:
+                losses.append(third.step(DATA))
+        return [losses, state_of(optim)]
+
+    assert_follows(script)
+    assert count.steps >= 20
+    assert len(count.graphs) == 3
+
+
+def test_parameter_that_is_only_read(count: Count) -> None:
+    """Hidden from the optimiser, it is a constant until another SVI moves it."""
+
+    def reading_it(data: Tensor) -> None:
+        with poutine.block(hide=["loc"]):
+            loc = pyro.param("loc").detach()
+        pyro.sample("w", dist.Normal(loc, 1.0), obs=pyro.param("shift", torch.tensor(0.0)))
+
+    def script(svi: SVI) -> Sequence[Any]:
+        loss = pyro.infer.Trace_ELBO()
+        first = svi(normal_model, normal_guide, adam(), loss)
+        other = svi(reading_it, lambda data: None, adam(), loss)
+        return [each.step(DATA) for _ in range(12) for each in (first, other)]
+
+    assert_follows(script)
+    assert count.steps >= 16
+
+
+def test_data_read_in_python(count: Count) -> None:
+    """A graph in which a mask became rows is of that mask alone."""
+
+    def model(data: Tensor, mask: Tensor) -> None:
+        normal_model(data[mask])
+
+    def script(svi: SVI) -> Sequence[Any]:
+        fit = svi(model, lambda *_: normal_guide(), adam(), pyro.infer.Trace_ELBO())
+        mask = DATA > 0
+        losses = [fit.step(DATA, mask) for _ in range(5)]
+        other = DATA > 1
+        losses += [fit.step(DATA, other) for _ in range(5)]
+        other[0] = True
+        return losses + [fit.step(DATA, other) for _ in range(3)] + [fit.step(DATA, mask) for _ in range(3)]
+
+    assert_follows(script)
+    assert count.steps == 14
+
+
+def test_same_tensor_from_elsewhere(count: Count) -> None:
+    """An argument that the model also reads by another name is not taken for it when another one comes."""
+    whole = DATA.clone()
+
+    def model(data: Tensor) -> None:
+        with poutine.scale(scale=1.0 + whole.abs().mean()):
+            normal_model(data)
+
+    def script(svi: SVI) -> Sequence[Any]:
+        fit = svi(model, normal_guide, adam(), pyro.infer.Trace_ELBO())
+        return [fit.step(data) for data in [whole] * 4 + [whole * 2] * 4]
+
+    assert_follows(script)
+    assert count.steps == 6
+
+
+def test_copies(count: Count) -> None:
+    """A copy has no graphs, and makes its own."""
+    fit = FULL(normal_model, normal_guide, adam(), pyro.infer.Trace_ELBO())
+    pickled = pickle.dumps(fit)  # later Pyro's parameters hold weak references, which cannot be
+    for _ in range(4):
+        fit.step(DATA)
+    for copied in (copy.copy(fit), copy.deepcopy(fit), pickle.loads(pickled)):
+        before = count.steps
+        for _ in range(4):
+            copied.step(DATA)
+        assert count.steps > before
+    pyro.clear_param_store()
+
+
+def test_thread(count: Count) -> None:
+    def script(svi: SVI) -> Sequence[Any]:
+        fit = svi(normal_model, normal_guide, adam(), pyro.infer.Trace_ELBO())
+        with ThreadPoolExecutor(1) as pool:
+            return [pool.submit(fit.step, DATA).result() if step % 3 else fit.step(DATA) for step in range(9)]
+
+    assert_follows(script)
+    assert count.steps == 7
+
+
+def test_interrupted_while_compiling(monkeypatch: pytest.MonkeyPatch, count: Count) -> None:
+    from ingle.engine import internals
+
+    functional = internals.functional
+    interrupts = iter([True, False])
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if next(interrupts, False):
+            raise KeyboardInterrupt
+        return functional(*args, **kwargs)
+
+    def script(svi: SVI) -> Sequence[Any]:
+        optim = adam()
+        fit = svi(normal_model, normal_guide, optim, pyro.infer.Trace_ELBO())
+        losses = []
+        for step in range(8):
+            if step == 2 and svi is FULL:
+                with pytest.raises(KeyboardInterrupt):
+                    fit.step(DATA)
+            losses.append(fit.step(DATA))
+        return [losses, state_of(optim)]
+
+    monkeypatch.setattr(internals, "functional", interrupted)
+    assert_follows(script)
+    assert count.steps == 6
+
+
+def test_not_a_number(count: Count) -> None:
+    def script(svi: SVI) -> Sequence[Any]:
+        fit = svi(normal_model, normal_guide, adam(), pyro.infer.Trace_ELBO())
+        losses = [fit.step(DATA) for _ in range(4)]
+        with pyro.validation_enabled(False), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            losses.append(fit.step(DATA * float("nan")))
+        return [losses, [str(each.message).partition("\n")[0][:30] for each in told]]
+
+    left = assert_follows(script)
+    assert count.steps == 3
+    assert left["returned"][1]
+
+
+def test_index_out_of_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that meets one raises, and does not end the process."""
+    monkeypatch.setattr(Stepper, "using", "inductor")
+
+    def model(rows: Tensor, data: Tensor) -> None:
+        with pyro.plate("group", 3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(rows)):
+            pyro.sample("x", dist.Normal(z[rows], 1.0), obs=data)
+
+    fit = FULL(model, autoguide.AutoNormal(model), adam(), pyro.infer.Trace_ELBO())
+    for _ in range(4):
+        fit.step(torch.tensor([0, 1, 2]), DATA[:3])
+    with pytest.raises(IndexError, match="index"):
+        fit.step(torch.tensor([0, 1, 7]), DATA[:3])
+    assert isinstance(fit.step(torch.tensor([0, 1, 2]), DATA[:3]), float)
+    pyro.clear_param_store()
+
+
+def test_off_and_auto_wait(count: Count) -> None:
+    for svi in (AUTO, partial(ingle.SVI, compile="off")):
+        play(lambda svi: steps(svi, normal_model, normal_guide, (DATA,), times=60), svi)
+    assert count.steps == 0
+    assert not count.graphs
+    with pytest.raises(ingle.OptionError, match="compile"):
+        ingle.SVI(normal_model, normal_guide, adam(), pyro.infer.Trace_ELBO(), compile="on")  # type: ignore[arg-type]
+    with pytest.raises(ingle.OptionError, match="RenyiELBO"):
+        FULL(normal_model, normal_guide, adam(), pyro.infer.RenyiELBO())

@@ -191,7 +191,9 @@ class StepGraph:
         ]
 
 
-def _compiled(graph: GraphModule, tensors: list[Tensor], using: Using) -> tuple[str, Callable[[list[Tensor], int], None]]:
+def _compiled(
+    graph: GraphModule, tensors: list[Tensor], using: Using
+) -> tuple[str, Callable[[list[Tensor], int], None]]:
     """What runs a graph: which code it is, and a function of the tensors and the number of steps."""
     if using == "graph":
 

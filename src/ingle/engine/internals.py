@@ -200,4 +200,6 @@ def cache_folder() -> Path:
 def compiler() -> str | None:
     """The C++ compiler that Inductor would call; None where there is none."""
     named = os.environ.get("CXX")
-    return next((found for name in (named, "g++", "clang++", "c++", "cl") if name and (found := shutil.which(name))), None)
+    return next(
+        (found for name in (named, "g++", "clang++", "c++", "cl") if name and (found := shutil.which(name))), None
+    )

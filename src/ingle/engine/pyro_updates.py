@@ -141,13 +141,28 @@ class PyroUpdates(Updates):
         self._fill_in = {id(leaf) for leaf in self.leaves if leaf.grad is not None}
         self._stretch = 1
 
+    @property
+    def state(self) -> list[Tensor]:
+        """As of `Updates`, and torch's counters of the steps, which the graph moves on for less than Python can."""
+        return [*super().state, *(state["step"] for _, state in self._counting())]
+
+    def _counting(self) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Leaves whose steps are counted in a tensor, with their states."""
+        members = [member for clock in self._clocks if clock.rule.counts for member in self._of(clock)]
+        return [(each.leaf, each.state) for each in members if isinstance(each.state["step"], Tensor)]
+
     def update(self, gradients: Sequence[Tensor | None], state: Sequence[Tensor], numbers: Tensor) -> None:
         """As `Updates.update`; a leaf that had a gradient once, which Pyro then keeps as zeros, has zeros again."""
+        counting = self._counting()
+        counters = dict(zip((id(leaf) for leaf, _ in counting), state[len(state) - len(counting) :], strict=True))
         filled = [
             torch.zeros_like(leaf) if gradient is None and id(leaf) in self._fill_in else gradient
             for leaf, gradient in zip(self.leaves, gradients, strict=True)
         ]
         super().update(filled, state, numbers)
+        for leaf, gradient in zip(self.leaves, filled, strict=True):
+            if gradient is not None and id(leaf) in counters:
+                counters[id(leaf)].add_(1)
 
     def begin(self) -> None:
         """Recording is over: from now on `hold` compares with what is there now."""
@@ -246,9 +261,7 @@ class PyroUpdates(Updates):
             if clock.rule.varying:
                 momentum = np.full(count, options["betas"][0] if "betas" in options else options.get("momentum", 0.0))
             moved = [member.leaf for member in members if id(member.leaf) not in self._without]
-            for column, number in enumerate(
-                clock.rule.numbers(Rates(lr, momentum), clock.counted(moved)), clock.first
-            ):
+            for column, number in enumerate(clock.rule.numbers(Rates(lr, momentum), clock.counted(moved)), clock.first):
                 table[:, column] = number
         self._rows, self._at = count, 0
         return torch.from_numpy(table)
@@ -257,7 +270,7 @@ class PyroUpdates(Updates):
         """The graph has taken a step: the torch optimisers count it, and their learning rates decay."""
         counters = self._counters
         if counters:
-            torch._foreach_add_(counters, 1)
+            torch.autograd.graph.increment_version(counters)  # so that whoever else steps them sees it
             self._versions = list(map(_version, counters))
         if self._integers:
             for state in self._integers:

@@ -74,6 +74,7 @@ class Stepped:
         self._streams = _streams(graph, seen)
         self._draws: list[list[Any]] = [[] for _ in range(len(graph.losses))]
         self._losses = graph.losses.numpy() if graph.losses.device.type == "cpu" else graph.losses
+        self._place: Any = graph.place.numpy() if graph.place.device.type == "cpu" else graph.place
         self._row = self._planned = 0
         self._fed: list[Tensor] = []
 
@@ -147,7 +148,6 @@ class Stepped:
             numbers = updates.rows(len(graph.losses))
             self._planned = len(numbers)
             graph.numbers[: self._planned].copy_(numbers)
-            graph.place.zero_()
             row = 0
         draws = self._draws[row]
         if not draws:
@@ -157,6 +157,7 @@ class Stepped:
             ]
         for draw in draws:
             draw()
+        self._place[0] = row  # the graph has moved it on, unless it was interrupted
         graph.run(1)
         self._row = row + 1
         updates.done()

@@ -168,7 +168,7 @@ class Stepper:
                 elif _alike(change.before, change.after) and change.place.settable:
                     tensors[change.place] = None
             for stepped in self._graphs:
-                watched |= {id(tensor): tensor for tensor in stepped.moved() if not tensor.requires_grad}
+                watched |= {id(tensor): tensor for tensor in stepped.moved()}
         places = {place: None for place in places if place not in self._places}
         tensors = {place: None for place in tensors if place not in self._tensors}
         watched = {key: tensor for key, tensor in watched.items() if key not in self._watched}
@@ -231,9 +231,7 @@ class Stepper:
         handed = {place: arguments.leaves[place].detach() for place in arguments.tensors}
         tensors = {place: place.value().detach() for place in self._tensors}
         same = {id(arguments.leaves[place]): tensor for place, tensor in handed.items()}
-        twins = {
-            place: same[id(leaf)] for place, leaf in enumerate(arguments.leaves) if isinstance(leaf, Tensor)
-        }
+        twins = {place: same[id(leaf)] for place, leaf in enumerate(arguments.leaves) if isinstance(leaf, Tensor)}
         args, kwargs = arguments.put({**twins, **numbers})
         lifted = [*numbers.values(), *places.values()]
         objective = ours(self._loss)
