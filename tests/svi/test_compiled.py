@@ -126,10 +126,12 @@ def schools_data() -> tuple[Tensor, Tensor]:
 def test_a_hundred_steps(loss: Any, particles: int, count: Count) -> None:
     def script(svi: SVI) -> Any:
         guide = autoguide.AutoNormal(schools)
-        return steps(svi, schools, guide, schools_data(), loss=loss(num_particles=particles), times=100)
+        return steps(
+            svi, schools, guide, schools_data(), loss=loss(num_particles=particles), times=100 if particles == 1 else 20
+        )
 
     assert_follows(script, rtol=1e-9)
-    assert count.steps == 98
+    assert count.steps == (98 if particles == 1 else 18)
     assert len(count.graphs) == 1
 
 
@@ -198,7 +200,7 @@ class Encoder(nn.Module):
         return loc, scale.exp()
 
 
-def network(svi: SVI, times: int = 12, *, dropout: float = 0.0, switch: bool = False, handed: bool = False) -> Any:
+def network(svi: SVI, times: int = 8, *, dropout: float = 0.0, switch: bool = False, handed: bool = False) -> Any:
     """An amortised guide, over minibatches of which the last of an epoch is smaller."""
     encoder, loading = Encoder(dropout=dropout), nn.Linear(1, 3)
     data = torch.randn(11, 3)
@@ -229,7 +231,7 @@ def network(svi: SVI, times: int = 12, *, dropout: float = 0.0, switch: bool = F
 @pytest.mark.parametrize("options", [{}, {"switch": True}, {"handed": True}], ids=["plain", "eval", "handed"])
 def test_network(options: dict[str, Any], count: Count) -> None:
     assert_follows(partial(network, **options), rtol=1e-9)
-    assert count.steps >= 12 * 3 - 4
+    assert count.steps >= 8 * 3 - 4
     assert len(count.graphs) == (4 if options.get("switch") else 2)  # two sizes of a minibatch
 
 
@@ -279,7 +281,7 @@ OPTIMISERS: dict[str, Callable[[], Any]] = {
     "schedule": lambda: pyro.optim.ExponentialLR(sgd(gamma=0.9), {"clip_norm": 1.0}),
     "cycle": lambda: pyro.optim.OneCycleLR(sgd(max_lr=0.1, total_steps=100)),
     "RMSprop": lambda: pyro.optim.RMSprop({"lr": 0.01}),
-    "Rprop": lambda: pyro.optim.Rprop({"lr": 0.01}, {"clip_norm": 1.0}),
+    "clipped RMSprop": lambda: pyro.optim.RMSprop({"lr": 0.01}, {"clip_norm": 1.0}),
     "DCTAdam": lambda: pyro.optim.DCTAdam({"lr": 0.05}),
     "scheduled RMSprop": lambda: pyro.optim.StepLR(
         {"optimizer": torch.optim.RMSprop, "optim_args": {"lr": 0.02}, "step_size": 3, "gamma": 0.5}
@@ -294,14 +296,14 @@ def test_optimiser(name: str, count: Count) -> None:
         optim = OPTIMISERS[name]()
         fit = svi(normal_model, normal_guide, optim, pyro.infer.Trace_ELBO())
         losses = []
-        for _ in range(30):
+        for _ in range(12):
             losses.append(fit.step(DATA.double()))
             if hasattr(optim, "pt_scheduler_constructor"):
                 optim.step()
         return [losses, state_of(optim)]
 
     assert_follows(script, rtol=1e-9)
-    assert count.steps == 28
+    assert count.steps == 10
     assert len(count.graphs) == 1
 
 
@@ -559,14 +561,15 @@ def test_what_python_needs_is_a_constant(name: str, count: Count) -> None:
     assert count.steps >= 8
 
 
-def test_too_many_values() -> None:
-    script = partial(reading(lambda epoch: 0.5 if epoch > 3 else 1.0), call=lambda step: (step,), calls=16)
+def test_too_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingle.engine.stepper._GRAPHS", 3)
+    script = partial(reading(lambda epoch: 0.5 if epoch > 3 else 1.0), call=lambda step: (step,), calls=10)
     theirs = play(script, pyro.infer.SVI)  # type: ignore[arg-type]
     with monkey_auto(), pytest.warns(ingle.IngleWarning, match="argument 0 is") as warned:
         ours = play(script, AUTO)  # type: ignore[arg-type]
     assert len(warned) == 1
     assert_close(ours, theirs, 1e-4)
-    with pytest.raises(ingle.ProgramError, match="more than 8 graphs"):
+    with pytest.raises(ingle.ProgramError, match="more than 3 graphs"):
         play(script, FULL)  # type: ignore[arg-type]
     pyro.clear_param_store()
 

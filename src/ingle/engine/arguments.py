@@ -38,6 +38,9 @@ class Arguments:
         self._shape: Any = self._open(args), self._open(kwargs)
         self._key: Any = None
         self._lifted: Any = None
+        self.tensors: list[int]
+        self._same: tuple[int, ...]
+        self._sizes: list[torch.Size]
         leaves = self.leaves
         if last is not None and len(last.leaves) == len(leaves) and all(map(operator.is_, leaves, last.leaves)):
             self.tensors, self._same, self._sizes = last.tensors, last._same, last._sizes

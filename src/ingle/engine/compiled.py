@@ -101,11 +101,7 @@ class CompiledEngine:
         if not self._taken:
             return []
         pace = self._seconds / self._taken
-        gain = (
-            f", {statistics.median(self._eager_seconds) / pace:,.0f} times the eager pace"
-            if self._eager_seconds
-            else ""
-        )
+        gain = f", {statistics.median(self._eager_seconds) / pace:,.0f} times the eager pace" if self._eager_seconds else ""
         return [f"compiled steps took {_told(pace)} each{gain}"]
 
     def advance(self, steps: int) -> Tensor:

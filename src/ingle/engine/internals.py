@@ -57,14 +57,14 @@ def unrecorded() -> Iterator[None]:
 
 @contextmanager
 def unhashable(tensors: Sequence[Tensor], error: Exception) -> Iterator[None]:
-    """Looking up one of these tensors in a set or a dict raises `error`: for a number that it stands for, it is found."""
+    """Looking up one of these tensors in a set or a dict raises `error`: the number that it stands for may be there."""
     ids = {id(tensor) for tensor in tensors}
     before = torch.Tensor.__hash__
 
     def guarded(tensor: Tensor) -> int:
         if id(tensor) in ids:
             raise error
-        return before(tensor)
+        return id(tensor)
 
     torch.Tensor.__hash__ = guarded  # type: ignore[method-assign]
     try:

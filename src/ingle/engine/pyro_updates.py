@@ -1,7 +1,7 @@
 """The end of a step of `pyro.infer.SVI`, whose optimiser keeps a torch optimiser for each parameter.
 
-Where formulas cover those, the graph moves the parameters; where none do, it leaves gradients, and Pyro's optimiser goes
-on from there.
+Where formulas cover those, the graph moves the parameters; where none do, it leaves gradients, and Pyro's optimiser
+goes on from there.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class _Member:
         )
 
     def rates(self) -> Any:
+        """Options that an update reads as numbers."""
         return self._rates(self.options)[1:]
 
 
@@ -135,11 +136,15 @@ class PyroUpdates(Updates):
             clock.group.optimiser.state[leaf] = member.state
         super().__init__(SimpleNamespace(groups={}), list(clocks.values()), idle, width)  # type: ignore[arg-type]
         for leaf in self.leaves:
-            clip = self._optim._get_grad_clip_args(leaf)
+            named: Any = leaf  # which Pyro takes for a name
+            clip = optim._get_grad_clip_args(named)
             if clip:
                 self._clips.setdefault(id(leaf), []).append(clip)
         self._fill_in = {id(leaf) for leaf in self.leaves if leaf.grad is not None}
         self._stretch = 1
+        self._noted: list[Any] = []
+        self._versions: list[int] = []
+        self._numbers: list[int] = []
 
     @property
     def state(self) -> list[Tensor]:
@@ -209,6 +214,9 @@ class PyroUpdates(Updates):
             return True
         if self._rows != 0:
             self._stretch = 1
+        self._noted: list[Any] = []
+        self._versions = []
+        self._numbers = []
         self._rows = self._at = 0
         if self._note():
             return True
@@ -227,7 +235,7 @@ class PyroUpdates(Updates):
 
     def _note(self) -> bool:
         """Take rates and counts for those of the next update; False where leaves of one clock differ."""
-        self._noted: list[Any] = list(map(_Member.rates, self._members))
+        self._noted = list(map(_Member.rates, self._members))
         self._counters = list(map(_step, self._with_counters))
         if not all(isinstance(counter, Tensor) for counter in self._counters):
             return False

@@ -131,7 +131,7 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, slice):
         return ("slice", value.start, value.stop, value.step)
     if isinstance(value, float):
-        return "nan" if math.isnan(value) else (type(value), value, math.copysign(1.0, value))
+        return ("nan" if math.isnan(value) else (type(value), value, math.copysign(1.0, value)))
     return value if isinstance(value, Node) else (type(value), value)
 
 

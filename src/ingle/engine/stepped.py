@@ -165,7 +165,9 @@ class Stepped:
         if type(updates) is PyroGradients:
             self._take_gradients()
         loss = float(self._losses[row])
-        return warn_if_nan(loss, "loss") if loss != loss else loss  # as Pyro does
+        if loss != loss:
+            warn_if_nan(torch.tensor(loss), "loss")  # as Pyro does
+        return loss
 
 
 def _streams(graph: StepGraph, seen: Observation) -> list[tuple[Tensor, int, int, bool]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
-import numpy as np
 import pyro
 import pyro.infer
 import torch
@@ -27,7 +25,8 @@ from ingle.engine.undo import undone
 from ingle.errors import IngleError, IngleWarning, warn
 from ingle.objectives import ours
 from ingle.program import Place, Places, find_modules
-from ingle.runtime import validation
+from ingle.program.place import same
+from ingle.runtime import RandomState, validation
 
 __all__ = ["Stepper"]
 
@@ -210,6 +209,11 @@ class Stepper:
     def _compile(self, arguments: Arguments) -> Stepped:
         using = self.using
         if using == "inductor" and internals.compiler() is None:
+            told = "no C++ compiler was found (g++, clang++ or the one that CXX names), so the steps are not compiled"
+            if self._at_once:
+                raise Untraceable(told)
+            if not self._made:
+                warn(told, IngleWarning)
             using = "graph"
         seen, parameters = self._observe(arguments, 2)
         leaves = list({id(leaf): leaf for leaf in parameters.values()}.values())
@@ -230,8 +234,8 @@ class Stepper:
         # Other objects on the same memory: what the program also reads from elsewhere is no input for that.
         handed = {place: arguments.leaves[place].detach() for place in arguments.tensors}
         tensors = {place: place.value().detach() for place in self._tensors}
-        same = {id(arguments.leaves[place]): tensor for place, tensor in handed.items()}
-        twins = {place: same[id(leaf)] for place, leaf in enumerate(arguments.leaves) if isinstance(leaf, Tensor)}
+        alias = {id(arguments.leaves[place]): tensor for place, tensor in handed.items()}
+        twins = {place: alias[id(leaf)] for place, leaf in enumerate(arguments.leaves) if isinstance(leaf, Tensor)}
         args, kwargs = arguments.put({**twins, **numbers})
         lifted = [*numbers.values(), *places.values()]
         objective = ours(self._loss)
@@ -317,13 +321,14 @@ class Stepper:
         parameters: dict[str, Tensor] = {}
 
         def run() -> None:
-            numpys, pythons = np.random.get_state()[1:], random.getstate()
+            before = RandomState.capture(torch.device("cpu"))
             with poutine.trace(param_only=True) as capture:
                 for _ in objective.particles(self._svi.model, self._svi.guide, *args, **kwargs):
                     pass
-            if pythons != random.getstate() or any(map(np.any, map(np.not_equal, numpys, np.random.get_state()[1:]))):
+            after = RandomState.capture(torch.device("cpu"))
+            if not same([before.python, _numpys(before)], [after.python, _numpys(after)]):
                 raise Untraceable("it draws from numpy's or Python's own random numbers")
-            found = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+            found = {name: _unconstrained(site) for name, site in capture.trace.nodes.items()}
             if any(leaf not in self._svi.optim.optim_objs for leaf in found.values()):
                 raise _NotYet("it makes new parameters from step to step")
             parameters.update(found)
@@ -376,6 +381,16 @@ def _value(particles: Iterable[tuple[Any, Any]], normals: Tensor, uniforms: Tens
     with Noise(GivenDraws(normals, uniforms)):
         parts = [torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in both]) for both in particles]
     return torch.stack(parts).sum(0)
+
+
+def _numpys(state: RandomState) -> tuple[Any, ...]:
+    name, keys, *rest = state.numpy
+    return name, keys.tobytes(), *rest
+
+
+def _unconstrained(site: Any) -> Tensor:
+    leaf: Tensor = site["value"].unconstrained()
+    return leaf
 
 
 @contextmanager
