@@ -84,6 +84,7 @@ class StepGraph:
         numbers: what the update wants for each step, shape (capacity, width), float64.
         rows: of minibatches, int64, shapes (capacity, rows).
         losses: shape (capacity,); a step writes its own.
+        buffers: what the program itself changes in place.
         recording: what the graph was made from.
         nodes: how many operations a step has.
         how: which code runs it: "loop" of C++, "inductor", "CUDA graph" or "graph".
@@ -91,6 +92,7 @@ class StepGraph:
 
     def __init__(self, source: Source, using: Using) -> None:
         self._source = source
+        self.buffers = list(source.buffers)
         make: dict[str, Any] = {"device": source.device}
         capacity = source.capacity
         self.normals = torch.zeros(capacity, source.normals, dtype=source.dtype, **make)
@@ -104,6 +106,7 @@ class StepGraph:
         self.recording, self.functional, self._kept = self._record(using)
         self._bound: list[Tensor] = []
         self._layouts: list[Any] = []
+        self._slots: list[int | None] | None = None  # of the data among what is bound
         self.bind()
         self.nodes = sum(node.op == "call_function" for node in self.functional.graph.nodes)
         if os.environ.get("INGLE_GRAPHS"):
@@ -133,6 +136,16 @@ class StepGraph:
         if self._layouts and layouts != self._layouts:
             raise Untraceable("a tensor that it reads has another shape, dtype or device than before")
         self._bound, self._layouts = tensors, layouts
+
+    def exchange(self, data: Sequence[Tensor]) -> None:
+        """Take other data, of layouts that the caller knows to be those of the source's: `bind` without its checks."""
+        if self._slots is None:
+            first = len(self._inputs()) - len(self._source.data)
+            at = {kept: slot for slot, kept in enumerate(self._kept) if isinstance(kept, int)}
+            self._slots = [at.get(first + place) for place in range(len(self._source.data))]
+        for slot, tensor in zip(self._slots, data, strict=True):
+            if slot is not None:
+                self._bound[slot] = tensor
 
     def _record(self, using: Using) -> tuple[Recording, GraphModule, list[int | Tensor]]:
         source = self._source

@@ -18,11 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
-__all__ = ["cache_folder", "compiler", "functional", "inductor", "kernels", "load", "record", "unrecorded"]
+__all__ = [
+    "cache_folder",
+    "compiler",
+    "default_device",
+    "functional",
+    "inductor",
+    "kernels",
+    "load",
+    "record",
+    "undisturbed",
+    "unhashable",
+    "unrecorded",
+]
 
 
 @contextmanager
@@ -57,6 +70,43 @@ def unrecorded() -> Iterator[None]:
     """What runs inside is not recorded."""
     with disable_proxy_modes_tracing():
         yield
+
+
+@contextmanager
+def unhashable(tensors: Sequence[Tensor], error: Exception) -> Iterator[None]:
+    """Looking up one of these tensors in a set or a dict raises `error`: the number that it stands for may be there."""
+    ids = {id(tensor) for tensor in tensors}
+    before = torch.Tensor.__hash__
+
+    def guarded(tensor: Tensor) -> int:
+        if id(tensor) in ids:
+            raise error
+        return id(tensor)
+
+    torch.Tensor.__hash__ = guarded  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.__hash__ = before  # type: ignore[method-assign]
+
+
+def undisturbed() -> bool:
+    """Nothing around this call changes what torch's or Pyro's statements do: no handler, no mode, no autocast."""
+    return (
+        not _PYRO_STACK
+        and torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+        and torch._C._len_torch_function_stack() == (default_device() is not None)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.is_anomaly_enabled()
+    )
+
+
+def default_device() -> object:
+    """What `torch.set_default_device` keeps, one function mode; None where it was not called. Cheaper than to ask."""
+    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
 
 
 @_quiet()

@@ -21,7 +21,7 @@ from ingle.engine.loop import Loop, as_loop
 
 __all__ = ["looped"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def looped(graph: GraphModule, tensors: list[Tensor]) -> Callable[[list[Tensor], int], None]:
@@ -46,14 +46,16 @@ def looped(graph: GraphModule, tensors: list[Tensor]) -> Callable[[list[Tensor],
 
 def _function(library: ctypes.CDLL, inputs: int, layouts: Any) -> Callable[[list[Tensor], int], None]:
     run = library.ingle_loop
-    run.restype, run.argtypes = None, [ctypes.c_int64, ctypes.c_void_p]
+    run.restype, run.argtypes = ctypes.c_char_p, [ctypes.c_int64, ctypes.c_void_p]
     buffers = [torch.empty_strided(shape, stride, dtype=dtype, device="cpu") for shape, stride, dtype in layouts]
     memory = (ctypes.c_void_p * (inputs + len(buffers)))()
 
     def call(tensors: list[Tensor], steps: int) -> None:
         for slot, tensor in enumerate((*tensors, *buffers)):
             memory[slot] = tensor.data_ptr()
-        run(steps, memory)
+        error = run(steps, memory)
+        if error is not None:
+            raise IndexError(error.decode().partition("main.cpp:")[2] or error.decode())  # the one check of a kernel
 
     return call
 

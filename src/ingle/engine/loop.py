@@ -29,7 +29,8 @@ class Loop:
     """A loop over the kernels of a step.
 
     Attributes:
-        source: C++ with `void ingle_loop(int64_t steps, void** memory)`; `memory` has inputs, then buffers.
+        source: C++ with `const char* ingle_loop(int64_t steps, void** memory)`, which returns what went wrong, if
+            anything did; `memory` has inputs, then buffers.
         inputs: how many there are.
         buffers: shape, stride and dtype of each.
     """
@@ -146,7 +147,13 @@ def _source(
         lines.append(f"        {name}({', '.join(cast)});")
     body = "\n".join(lines)
     parts.append(
-        'extern "C" void ingle_loop(int64_t steps, void** memory) {\n'
-        f"    for (int64_t step = 0; step < steps; ++step) {{\n{body}\n    }}\n}}\n"
+        "#include <stdexcept>\n#include <string>\n"
+        "static thread_local std::string ingle_error;\n"
+        'extern "C" const char* ingle_loop(int64_t steps, void** memory) {\n'
+        "    try {\n"
+        f"    for (int64_t step = 0; step < steps; ++step) {{\n{body}\n    }}\n"
+        "    } catch (const std::exception& error) {\n"  # else an index out of bounds ends the process
+        "        ingle_error = error.what();\n        return ingle_error.c_str();\n    }\n"
+        "    return nullptr;\n}\n"
     )
     return "\n".join(parts)

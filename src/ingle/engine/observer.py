@@ -41,6 +41,9 @@ class Observer:
     Args:
         programs: model and guide.
         ignored: tensors that the engine itself looks after, such as parameters and buffers.
+
+    Attributes:
+        others: whoever made it may note here what else than model and guide is among the programs.
     """
 
     def __init__(self, programs: Iterable[object], ignored: Callable[[], Iterable[Tensor]]) -> None:
@@ -48,6 +51,7 @@ class Observer:
         self._ignored = ignored
         self._places: Places | None = None
         self._seen: Snapshot | None = None
+        self.others: list[object] = []
 
     def observe(self, run: Callable[[], None], times: int) -> Observation:
         """Run the program some times without effect: `run` puts back what a run changes.
@@ -78,23 +82,25 @@ class Observer:
 
     def own_state(self, run: Callable[[], None]) -> str | None:
         """Run the program; returns what it changed that a graph of its tensors would not, in words."""
-        if self._places is None:
-            self._places = find_places(*self._programs, ignore=self._ignored())
-        own = state_of_its_own(self._places, run)
-        hidden = next(
-            (unseen for unseen in self._places.unseen if hasattr(type(unseen.place.holder), "__next__")), None
-        )
+        own = state_of_its_own(self.places, run)
+        hidden = next((unseen for unseen in self.places.unseen if hasattr(type(unseen.place.holder), "__next__")), None)
         return _told(own) or (None if hidden is None else f"the program reads {hidden}")
 
-    def mark(self, *, without: Collection[Place] = (), full: bool = False) -> None:
+    @property
+    def places(self) -> Places:
+        """What the programs read from outside their arguments."""
+        self._places = self._places or find_places(*self._programs, ignore=self._ignored())
+        return self._places
+
+    def mark(self, *, without: Collection[Place] = (), full: bool = False) -> Snapshot:
         """Take what is there now for what a graph was recorded with, apart from some places.
 
         Args:
             without: those places.
             full: also the contents of what is large, for a comparison that is made less often than at every step.
         """
-        if self._places is not None:
-            self._seen = self._places.snapshot(without=without, full=full)
+        self._seen = self.places.snapshot(without=without, full=full)
+        return self._seen
 
     def lifted(self, tensors: Mapping[Place, Tensor]) -> AbstractContextManager[None]:
         """Tensors are in the place of numbers inside."""

@@ -295,9 +295,18 @@ class _HostReads(TorchFunctionMode):
         how = self._READS.get(func)
         if how is not None:
             self._recorder.read(args[0], how)
+        elif func in _COPIED:
+            # What is in a list is read where no mode looks; a tensor alone is copied likewise by torch.tensor.
+            given = args[-1:] if args else (kwargs or {}).get("data", ())
+            if func is torch.tensor or not all(isinstance(part, Tensor) for part in given):
+                for tensor in _tensors(given):
+                    self._recorder.read(tensor, f"{func.__name__}()")
         elif func is torch.Tensor.data.__set__:  # type: ignore[attr-defined]
             raise Untraceable(f"it puts other memory behind a tensor{_at(users_line())}")
         return func(*args, **(kwargs or {}))
+
+
+_COPIED = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -64,6 +64,11 @@ class Places:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def generators(self) -> list[Any]:
+        """Generators of random numbers that the programs hold."""
+        return [place.holder for place in self._reach.generators]
+
     def numbers(self) -> tuple[Place, ...]:
         """Places of numbers, no bools, that a tensor can be put in."""
         return tuple(place for place in self._places if place.liftable)
