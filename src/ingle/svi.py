@@ -66,7 +66,7 @@ class SVI(pyro.infer.SVI):
         **kwargs: Any,
     ) -> None:
         resolve_compile(compile)
-        super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)  # type: ignore[no-untyped-call]
+        super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)
         self._compile = compile
         self._elbo = loss
         self._stepper: Stepper | None = None
@@ -101,4 +101,4 @@ class SVI(pyro.infer.SVI):
                     raise ProgramError(f"compile='full': the step cannot be compiled: {error}") from error
                 self._stepper = None
                 warn(f"this step of SVI and all after it are Pyro's own, which is slower: {error}", IngleWarning)
-        return super().step(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return super().step(*args, **kwargs)

@@ -194,6 +194,9 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str,
     from torch._subclasses import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+    own = torch.fx.Graph()  # Inductor rewrites what it is given
+    own.output(own.graph_copy(graph.graph, {}))
+    graph = GraphModule(graph, own)
     for node in graph.graph.nodes:
         node.meta.clear()
     with _trusting(), config.patch({"fallback_random": True, "cpp_wrapper": False, **options}):

@@ -103,7 +103,7 @@ class Noise(TorchDispatchMode):
     """
 
     def __init__(self, draws: Draws) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.draws = draws
         self.left: list[str] = []
 

@@ -214,7 +214,7 @@ class PyroUpdates(Updates):
             return True
         if self._rows != 0:
             self._stretch = 1
-        self._noted: list[Any] = []
+        self._noted = []
         self._versions = []
         self._numbers = []
         self._rows = self._at = 0

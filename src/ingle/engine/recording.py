@@ -26,7 +26,7 @@ __all__ = ["Inputs", "Recording", "Untraceable", "record", "users_line"]
 aten = torch.ops.aten
 
 
-class Untraceable(Exception):  # noqa: N818 - it is no error of anybody's
+class Untraceable(Exception):
     """A program that cannot become a graph, and why, in words that can follow "because"."""
 
 
@@ -161,7 +161,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self, inputs: Inputs) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.held: dict[int, tuple[Tensor, str]] = {}
         self.pinned = False
         self._varying = WeakIdKeyDictionary()

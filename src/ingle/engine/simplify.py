@@ -53,7 +53,7 @@ def _fold(graph: Graph, inputs: Sequence[Tensor], fixed: Sequence[bool]) -> list
             if node.op == "call_function" and _foldable(node) and all(arg in values for arg in node.all_input_nodes):
                 args = map_arg(node.args, lambda arg: values[arg])
                 kwargs = map_arg(node.kwargs, lambda arg: values[arg])
-                value = node.target(*args, **kwargs)  # type: ignore[operator]
+                value = node.target(*args, **kwargs)
                 if not isinstance(value, Tensor) or value.untyped_storage().nbytes() <= _LARGEST * 8:
                     values[node] = value
     last = placeholders[-1]
@@ -177,11 +177,13 @@ def _drop_idle(graph: Graph) -> None:
 
 def _passed_on(node: Node) -> Node | None:
     if node.target in _PASSES_ON or node.target in _COPIES:
-        source = node.args[_COPIES.get(node.target, 0)]
+        copied: Any = node.target
+        source = node.args[_COPIES.get(copied, 0)]
         # A copy of an input may stand for its value before the change at the end.
         own = node.target not in _COPIES or (isinstance(source, Node) and source.op != "placeholder")
         return source if isinstance(source, Node) and own else None
-    neutral = _NEUTRAL.get(node.target)
+    operation: Any = node.target
+    neutral = _NEUTRAL.get(operation)
     if neutral is None or node.kwargs:
         return None
     first, second = node.args[:2]
