@@ -5,6 +5,7 @@ Tested on torch 2.11 and 2.13. Where a version of torch changes one of these, th
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import getpass
 import logging
@@ -129,6 +130,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str,
     from torch._subclasses import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+    graph = copy.deepcopy(graph)  # Inductor rewrites it, and a second compilation wants it whole
     for node in graph.graph.nodes:
         node.meta.clear()
     with config.patch({"fallback_random": True, "cpp_wrapper": False, **options}):
