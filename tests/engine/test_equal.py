@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engine.cells import CELLS, PROGRAMS
+from engine.cells import CELLS, GUIDES, PROGRAMS, ROWS
 from engine.engines import FIRST, Still, engine_of, gradients, numbers
 from torch import Tensor
 
 STEPS = 100
-INDUCTOR = (  # a loop in C++, calls of torch's between kernels, sums, networks, minibatches, an optimiser outside
-    "eight schools, Trace",
-    "radon, Trace",
-    "mixture enumerated",
-    "VAE",
-    "obs_mask",
-    "drawn Poisson",
-    "batch_size",
-    "RMSprop",
-)
-LONG = [pytest.param(name, marks=() if name in INDUCTOR else pytest.mark.long) for name in CELLS]
+# In the default suite: a loop in C++, sums, masks, calls of torch's between kernels, minibatches, an optimiser outside.
+# Where the shipped models are fitted, Inductor compiles them as well.
+INDUCTOR = ("eight schools, Trace", "mixture enumerated", "obs_mask", "drawn Poisson", "batch_size", "RMSprop")
+
+
+def among(names: Iterable[str], chosen: Container[str]) -> list[Any]:
+    """The names as parameters, those that are not chosen in the long suite alone."""
+    return [pytest.param(name, marks=() if name in chosen else pytest.mark.long) for name in names]
+
+
+# The formulas of the other optimisers are held against torch's own in test_updates.py.
+TRACED = {*PROGRAMS, *GUIDES, *ROWS, "two, guide_steps", "RMSprop", "StepLR", "clip norm"}
+IN_FLOAT32 = {name for place, name in enumerate(PROGRAMS) if place % 2 == 0}
 
 
 def courses(engine: Any, steps: int) -> list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
@@ -51,20 +54,20 @@ def assert_equal(engine: Any, steps: int = STEPS) -> None:
     assert len(set(losses.tolist())) > 1
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", among(CELLS, TRACED))
 def test_steps_in_float64(name: str, device: torch.device) -> None:
     """A hundred for each objective, model and distribution; a third of that for guides, rows and optimisers."""
     with engine_of(**CELLS[name](), device=device) as engine:
         assert_equal(engine, STEPS if name in PROGRAMS else 36)
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", among(CELLS, INDUCTOR))
 def test_steps_by_inductor(name: str, device: torch.device) -> None:
     with engine_of(**CELLS[name](), using="inductor", device=device) as engine:
         assert_equal(engine)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", among(PROGRAMS, IN_FLOAT32))
 def test_one_gradient_in_float32(name: str, device: torch.device) -> None:
     """The optimiser moves nothing and is not one that a graph knows: gradients are handed to it."""
     cell = {**CELLS[name](), "optim": Still}

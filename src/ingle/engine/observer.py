@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ingle.engine.noise import Noise, OwnDraws
@@ -89,7 +90,13 @@ class Observer:
     @property
     def places(self) -> Places:
         """What the programs read from outside their arguments."""
-        self._places = self._places or find_places(*self._programs, ignore=self._ignored())
+        if self._places is None:
+            ours = list(self._ignored())
+            found = find_places(*self._programs, ignore=ours)
+            memory = {_memory(tensor) for tensor in ours} - {0}
+            # A parameter may lie on the memory of the tensor that it started from, and that moves with it.
+            same = [value for place in found if isinstance(value := place.value(), Tensor) and _memory(value) in memory]
+            self._places = find_places(*self._programs, ignore=[*ours, *same]) if same else found
         return self._places
 
     def mark(self, *, without: Collection[Place] = (), full: bool = False) -> Snapshot:
@@ -113,6 +120,10 @@ class Observer:
     def numbers(self) -> tuple[Place, ...]:
         """Places of numbers that can be inputs of a graph instead."""
         return () if self._places is None else self._places.numbers()
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
 def _told(own: OwnState) -> str | None:
