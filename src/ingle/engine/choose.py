@@ -10,6 +10,7 @@ from ingle.engine.eager import EagerEngine
 from ingle.engine.optimiser import Optimisers
 from ingle.engine.protocol import Engine
 from ingle.errors import IngleWarning, OptionError, warn
+from ingle.objectives import Estimator
 from ingle.program import Program
 from ingle.runtime import Runtime
 
@@ -52,7 +53,7 @@ def choose_engine(
     eager = EagerEngine(program, objective, optimisers, runtime)
     if compile == "off" or (compile == "auto" and before == "eager"):
         return eager
-    traceable = getattr(objective, "particles", None) is not None
+    traceable = isinstance(objective, Estimator)
     if compile == "auto":
         statements = len(program.model_sites) + len(program.guide_sites) + len(program.leaves())
         enough = before == "compiled" or statements * (_UNKNOWN if steps is None else steps) >= _WORTH

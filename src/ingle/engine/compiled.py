@@ -254,10 +254,12 @@ class CompiledEngine:
             Untraceable: it cannot be.
         """
         program, runtime = self._program, self._runtime
-        if getattr(self._objective, "particles", None) is None:
-            raise Untraceable(f"{type(self._objective).__name__} is not one of the objectives that can be compiled")
         before = self.capture()
         try:
+            with torch.no_grad(), program.probe:
+                told = self._objective.untraceable(program.trace_guide())
+            if told is not None:
+                raise Untraceable(told)
             seen = self._observe(_RUNS)
             normals, uniforms = seen.drawn("normal"), seen.drawn("uniform")
             blocks = NoiseBlocks(runtime.seed, normals, uniforms, dtype=runtime.dtype, device=runtime.device)

@@ -335,6 +335,11 @@ class Stepper:
 
         with self._trial(observer.places, self._buffers(arguments)):
             try:
+                with torch.no_grad():
+                    guide: Any = poutine.trace(self._svi.guide).get_trace(*args, **kwargs)
+                told = objective.untraceable(guide)
+                if told is not None:
+                    raise Untraceable(told)
                 seen = observer.observe(run, times)
             except (Untraceable, _NotYet, IngleError):
                 raise
