@@ -527,3 +527,4 @@ def test_a_baseline_that_moves_beside_the_parameters_is_noticed() -> None:
     with pytest.raises(ingle.ProgramError, match="decaying average baseline of 'flip'"):
         for _ in range(5):
             svi.step(Y)
+    pyro.clear_param_store()
