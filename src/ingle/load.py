@@ -109,7 +109,7 @@ def load(
         dtype=runtime.dtype,
         device=runtime.device,
         seed=runtime.seed,
-        notes=() if note is None else (note,),
+        notes=(*(() if note is None else (note,)), *about["engine notes"]),
         _program=program,
         _runtime=runtime,
         _content=content,

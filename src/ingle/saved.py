@@ -35,6 +35,7 @@ _PARTS: dict[str, Any] = {
     "about": {
         "seed": int, "dtype": str, "device": str, "batch_size": dict, "objective": str, "objective reason": str,
         "particles": int, "optimiser": str, "optimiser described": str, "engine": str,
+        "engine notes": tuple,
     },
     "program": {
         "guide": str, "model sites": dict, "guide sites": dict, "parameters": dict, "buffers": dict, "fixed": dict,

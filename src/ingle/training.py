@@ -184,6 +184,7 @@ class Training:
             "optimiser": self.optimisers.kind,
             "optimiser described": self.optimisers.description,
             "engine": self.engine.name,
+            "engine notes": tuple(self.engine.notes),
         }
 
     def adopt(self, path: Path, content: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ from engine.engines import FIRST, Still, engine_of, gradients, numbers
 from torch import Tensor
 
 STEPS = 100
-# In the default suite: a loop in C++, sums, masks, calls of torch's between kernels, minibatches, an optimiser outside.
+# In the default suite: a loop in C++, masks, calls of torch's between kernels, minibatches, an optimiser outside.
 # Where the shipped models are fitted, Inductor compiles them as well.
-INDUCTOR = ("eight schools, Trace", "mixture enumerated", "obs_mask", "drawn Poisson", "batch_size", "RMSprop")
+INDUCTOR = ("eight schools, Trace", "obs_mask", "drawn Poisson", "batch_size", "RMSprop")
 
 
 def among(names: Iterable[str], chosen: Container[str]) -> list[Any]:
