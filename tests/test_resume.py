@@ -98,7 +98,7 @@ def test_two_runs_are_one(name: str, tmp_path: Any) -> None:
 
 PROGRAMS: dict[str, tuple[Any, Any]] = {
     "TraceEnum_ELBO": (mixture, "normal"),
-    "TraceGraph_ELBO": (switch, switch_guide),
+    "RLOO_ELBO": (switch, switch_guide),
 }
 
 

@@ -53,8 +53,8 @@ def fit(
         data: the arguments of model and guide: a mapping (by name), a tuple (by position), or one tensor or
             array. Tensors and arrays are copied; floating ones take the dtype and device of the fit, integers and
             booleans keep their kind. Everything else passes untouched.
-        objective: a `pyro.infer.ELBO`. None: TraceEnum_ELBO where something is summed out, TraceGraph_ELBO where
-            a guide site has no pathwise gradient, Trace_ELBO otherwise.
+        objective: a `pyro.infer.ELBO`. None: TraceEnum_ELBO where something is summed out,
+            `ingle.objectives.RLOO_ELBO` where a guide site has no pathwise gradient, Trace_ELBO otherwise.
         optim: a callable from parameters to a `torch.optim.Optimizer`, such as
             `functools.partial(torch.optim.Adam, lr=1e-2)`; a Pyro optimiser; or a mapping with one for "model" and
             one for "guide". A schedule of Pyro's advances once a step. None: ClippedAdam at 0.02, decaying.
@@ -119,6 +119,7 @@ def fit(
                 best_start(program, choose(None, program).objective, runtime)  # by the ELBO, whatever is trained on
             else:
                 set_guide(program)
+            choice = choice.prepared(program)
         runtime.reseed()
         before = None if content is None else content["about"]["engine"]
         engine = choose_engine(compile, program, choice.objective, optimisers, runtime, steps=steps, before=before)

@@ -41,7 +41,7 @@ _PARTS: dict[str, Any] = {
         "guide": str, "model sites": dict, "guide sites": dict, "parameters": dict, "buffers": dict, "fixed": dict,
     },
     "data": dict,
-    "values": {"leaves": dict, "buffers": dict, "others": dict, "fixed": dict},
+    "values": {"leaves": dict, "buffers": dict, "memory": dict, "others": dict, "fixed": dict},
     "optimisers": {"taken": int, "sides": dict},
     "random": {"torch_cpu": Tensor, "torch_cuda": (Tensor, type(None)), "numpy": tuple, "python": tuple},
     "rows": {"orders": dict, "places": dict, "generators": dict},

@@ -9,7 +9,7 @@ from pyro.infer import ELBO
 
 from ingle.engine import Compile, Stepper, Untraceable, resolve_compile
 from ingle.errors import IngleWarning, OptionError, ProgramError, warn
-from ingle.objectives import Estimator, ours
+from ingle.objectives import Estimator, exactly_ours
 
 __all__ = ["SVI"]
 
@@ -73,7 +73,7 @@ class SVI(pyro.infer.SVI):
         self._begin()
 
     def _begin(self) -> None:
-        if self._compile != "off" and isinstance(self._elbo, ELBO) and isinstance(ours(self._elbo), Estimator):
+        if self._compile != "off" and isinstance(self._elbo, ELBO) and isinstance(exactly_ours(self._elbo), Estimator):
             self._stepper = Stepper(self, self._elbo, super().step, at_once=self._compile == "full")
         elif self._compile == "full":
             raise OptionError(

@@ -44,8 +44,9 @@ def engine_of(
     with runtime.scope():
         arguments = arguments.to(runtime.dtype, runtime.device)
         program = build_program(model, guide, arguments, batch_size=resolve_batch_size(batch_size), runtime=runtime)
-        chosen = choose(objective, program).objective
+        choice = choose(objective, program)
         set_guide(program)
+        chosen = choice.prepared(program).objective
         runtime.reseed()
         if using is None:
             yield EagerEngine(program, chosen, optimisers, runtime)

@@ -62,7 +62,7 @@ def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) ->
 @pytest.mark.parametrize("options", OPTIONS, ids=["1", "3", "3 vectorised"])
 def test_equal_to_pyro(name: str, case: str, options: dict[str, Any]) -> None:
     if case == "baselines" and options.get("vectorize_particles"):
-        pytest.skip("a baseline has the shape of its site, without the particles")
+        options = {"num_particles": 1}  # Pyro wants a baseline with the particles in front
     model, guide = CASES[name][case]
     options = {**options, "max_plate_nesting": NESTING.get(case, 1)}
     loss, found = differentiated(getattr(objectives, name)(**options), model, guide)
@@ -130,40 +130,6 @@ def test_works_in_svi(name: str) -> None:
         svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), getattr(home, name)())
         losses.append([svi.evaluate_loss(Y), *(svi.step(Y) for _ in range(4)), svi.evaluate_loss(Y)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-11)
-
-
-def averaged_guide(y: Tensor) -> None:
-    baseline = {"use_decaying_avg_baseline": True, "baseline_beta": 0.8}
-    k = pyro.sample("k", dist.Bernoulli(share("p", start=0.6)))
-    pyro.sample("mu", dist.Normal(real("loc") + 0.1 * k, 0.7))
-    with pyro.plate("data", len(y)):
-        pyro.sample("b", dist.Bernoulli(share("rates", 8)), infer={"baseline": baseline})
-
-
-@pytest.mark.parametrize("options", OPTIONS[:2], ids=["1", "3"])
-def test_decaying_average_is_pyro_s(options: dict[str, Any]) -> None:
-    found = []
-    for home in (pyro.infer, objectives):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(2)
-        elbo = home.TraceGraph_ELBO(max_plate_nesting=1, **options)
-        losses = []
-        for _ in range(3):
-            losses += [elbo.loss_and_grads(score, averaged_guide, Y), elbo.loss(score, averaged_guide, Y)]
-        average = pyro.get_param_store()["__baseline_avg_downstream_cost_b"].detach()
-        found.append((losses, {**gradients(), "average": average}))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
-    assert_same_gradients(found[0][1], found[1][1])
-    assert type(pyro.get_param_store()["__baseline_avg_downstream_cost_b"].data) is torch.Tensor
-
-
-def test_decaying_average_says_that_it_cannot_be_traced() -> None:
-    elbo = objectives.TraceGraph_ELBO()
-    reason = elbo.untraceable(poutine.trace(averaged_guide).get_trace(Y))
-    assert reason == "the decaying average baseline of 'b' changes from step to step"
-    assert elbo.untraceable(poutine.trace(score_guide).get_trace(Y)) is None
-    fit = ingle.fit(score, averaged_guide, Y, objective=elbo, steps=4)
-    assert fit.steps == 4
 
 
 def test_a_site_is_weighted_by_what_follows_from_it_alone() -> None:
@@ -338,7 +304,7 @@ def test_nan_is_told_under_validation(name: str) -> None:
     [
         (pyro.infer.Trace_ELBO(num_particles=2), (pathwise, pathwise_guide)),
         (pyro.infer.TraceMeanField_ELBO(), (pathwise, pathwise_guide)),
-        (pyro.infer.RenyiELBO(alpha=0.5, num_particles=2), (pathwise, pathwise_guide)),
+        (pyro.infer.RenyiELBO(alpha=0.5, num_particles=2), (score, score_guide)),
         (pyro.infer.TraceGraph_ELBO(), (score, score_guide)),
         (pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), (mixture, mixture_guide)),
         (pyro.infer.ReweightedWakeSleep(num_particles=2), (score, score_guide)),

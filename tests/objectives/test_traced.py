@@ -35,8 +35,6 @@ def step(elbo: Any, model: Program, guide: Program) -> tuple[Tensor, list[Tensor
 @pytest.mark.parametrize(("name", "case"), PAIRS, ids=[f"{name} {case}" for name, case in PAIRS])
 @pytest.mark.parametrize("vectorized", [False, True], ids=["one by one", "vectorised"])
 def test_traced(name: str, case: str, vectorized: bool) -> None:
-    if case == "baselines" and vectorized:
-        pytest.skip("a baseline has the shape of its site, without the particles")
     model, guide = CASES[name][case]
     elbo = getattr(objectives, name)(2, NESTING.get(case, 1), vectorize_particles=vectorized)
     with validation(False):

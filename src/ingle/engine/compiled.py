@@ -75,7 +75,7 @@ class CompiledEngine:
         self._graphs: dict[Shapes, _Compiled] = {}
         self._blocks: dict[Shapes, NoiseBlocks] = {}
         self._observer = Observer(
-            (program.model, program.guide), lambda: [*program.leaves().values(), *_buffers(program)]
+            (program.model, program.guide), lambda: [*program.leaves().values(), *program.buffers()]
         )
         self._compiling = _most_common(program.batch_sizes)
         self._stale = 0
@@ -269,7 +269,7 @@ class CompiledEngine:
             source = Source(
                 particles=self._particles,
                 update=updates,
-                buffers=_buffers(program),
+                buffers=program.buffers(),
                 data={name: value for name, value in program.data.items() if isinstance(value, Tensor)},
                 rows=dict(shapes),
                 normals=normals,
@@ -394,12 +394,6 @@ class _Gradients:
 
 def _identities(program: Program) -> dict[str, int]:
     return {name: id(leaf) for name, leaf in program.leaves().items()}
-
-
-def _buffers(program: Program) -> list[Tensor]:
-    """The buffers of the modules behind a program, each once."""
-    found = {id(buffer): buffer for module in program.modules() for buffer in module.buffers()}
-    return list(found.values())
 
 
 def _most_common(batch_sizes: Mapping[str, tuple[int, int]]) -> frozenset[Shapes] | None:

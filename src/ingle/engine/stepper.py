@@ -23,8 +23,8 @@ from ingle.engine.recording import Untraceable
 from ingle.engine.stepped import Stepped
 from ingle.engine.undo import undone
 from ingle.errors import IngleError, IngleWarning, warn
-from ingle.objectives import ours
-from ingle.program import Place, Places, find_modules
+from ingle.objectives import Estimator, exactly_ours
+from ingle.program import Place, Places, buffers_of, find_modules
 from ingle.program.place import same
 from ingle.runtime import RandomState, validation
 
@@ -55,6 +55,7 @@ class Stepper:
     def __init__(self, svi: pyro.infer.SVI, loss: Any, eager: Callable[..., Any], *, at_once: bool) -> None:
         self._svi: Any = svi
         self._loss, self._eager, self._at_once = loss, eager, at_once
+        self._memory = [loss.memory] if isinstance(loss, Estimator) else []
         self._loss_and_grads = self._svi.loss_and_grads
         self._parts: Any = None
         self._taken = 0
@@ -238,7 +239,7 @@ class Stepper:
         twins = {place: alias[id(leaf)] for place, leaf in enumerate(arguments.leaves) if isinstance(leaf, Tensor)}
         args, kwargs = arguments.put({**twins, **numbers})
         lifted = [*numbers.values(), *places.values()]
-        objective = ours(self._loss)
+        objective = exactly_ours(self._loss)
         model, guide = self._svi.model, self._svi.guide
 
         def particles(rows: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
@@ -317,7 +318,7 @@ class Stepper:
             if "an iterator" in unseen.why:
                 raise Untraceable(str(unseen))
         args, kwargs = arguments.whole
-        objective = ours(self._loss)
+        objective = exactly_ours(self._loss)
         parameters: dict[str, Tensor] = {}
 
         def run() -> None:
@@ -362,8 +363,7 @@ class Stepper:
         return [leaf for leaf in self._svi.optim.optim_objs if isinstance(leaf, Tensor)]
 
     def _buffers(self, arguments: Arguments) -> list[Tensor]:
-        modules = find_modules(self._svi.model, self._svi.guide, *arguments.others())
-        return list({id(buffer): buffer for module in modules for buffer in module.buffers()}.values())
+        return buffers_of([*find_modules(self._svi.model, self._svi.guide, *arguments.others()), *self._memory])
 
 
 class _NotYet(Exception):

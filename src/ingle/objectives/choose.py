@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro.infer
+import torch
 
 from ingle.errors import OptionError
+from ingle.objectives.estimator import Estimator
+from ingle.objectives.renyi import RenyiELBO
+from ingle.objectives.rloo import RLOO_ELBO
 from ingle.objectives.trace import Trace_ELBO
 from ingle.objectives.trace_enum import TraceEnum_ELBO
 from ingle.objectives.trace_graph import TraceGraph_ELBO
 from ingle.objectives.trace_mean_field import TraceMeanField_ELBO
 from ingle.program import Program
 
-__all__ = ["Choice", "choose", "ours"]
+__all__ = ["Choice", "choose", "exactly_ours", "ours"]
 
-_OURS: dict[type, type] = {
+_OURS: dict[type, type[Estimator]] = {
+    pyro.infer.RenyiELBO: RenyiELBO,
     pyro.infer.Trace_ELBO: Trace_ELBO,
     pyro.infer.TraceEnum_ELBO: TraceEnum_ELBO,
     pyro.infer.TraceGraph_ELBO: TraceGraph_ELBO,
@@ -37,12 +42,26 @@ class Choice:
         """The class of the objective."""
         return type(self.objective).__name__
 
+    def prepared(self, program: Program) -> Choice:
+        """The same once the objective has run on the program, which then holds its memory.
+
+        Raises:
+            ProgramError: the objective cannot serve the pair, or the pair raised.
+        """
+        if not isinstance(self.objective, Estimator):
+            return self
+        program.memory = self.objective.memory
+        args, kwargs = program.data.args, program.data.kwargs
+        with torch.no_grad(), program.probe, program.explained("model or guide"):
+            told = self.objective.told(program.model, program.guide, *args, **kwargs)
+        return Choice(self.objective, f"{self.reason}; {told}") if told else self
+
 
 def choose(objective: object, program: Program) -> Choice:
     """The user's objective, or the one that the program's sites ask for.
 
-    TraceEnum where something is summed out, the score-function estimator where a guide site has no pathwise
-    gradient, Trace_ELBO otherwise. An objective of Pyro's becomes the one of the same name here, where there is one.
+    TraceEnum where something is summed out, RLOO where a guide site has no pathwise gradient, Trace_ELBO otherwise. An
+    objective of Pyro's becomes the one of the same name here, where there is one. It remembers nothing of other fits.
 
     Raises:
         OptionError: for anything that is no `pyro.infer.ELBO`, an objective that reports no loss, or one that
@@ -57,7 +76,7 @@ def choose(objective: object, program: Program) -> Choice:
         return Choice(enumerating, f"{names} summed out")
     sampled = [site.name for site in program.guide_sites if site.kind != "observed" and not site.reparameterised]
     if sampled:
-        return Choice(TraceGraph_ELBO(), f"score function, {', '.join(sampled)} has no pathwise gradient")
+        return Choice(RLOO_ELBO(), f"score function, {', '.join(sampled)} has no pathwise gradient")
     return Choice(Trace_ELBO(), "every guide site has a pathwise gradient")
 
 
@@ -77,7 +96,8 @@ def _given(objective: object, program: Program) -> Any:
             f"the guide leaves out {', '.join(program.enumerated)}, which {type(objective).__name__} cannot sum out; "
             "use pyro.infer.TraceEnum_ELBO(), or sample it in the guide"
         )
-    return ours(objective)
+    adopted = ours(objective)
+    return adopted.fresh() if isinstance(adopted, Estimator) else adopted
 
 
 def ours(objective: Any) -> Any:
@@ -85,6 +105,16 @@ def ours(objective: Any) -> Any:
     kind = _OURS.get(type(objective))
     if kind is None:
         return objective
-    adopted: Any = object.__new__(kind)
+    adopted = object.__new__(kind)
     adopted.__dict__.update(vars(objective))
+    return adopted
+
+
+def exactly_ours(objective: Any) -> Any:
+    """The same where losses and gradients are those of Pyro's; what differs stays Pyro's, or says so when traced."""
+    if type(objective) is pyro.infer.RenyiELBO:
+        return objective
+    adopted = ours(objective)
+    if adopted is not objective and isinstance(adopted, TraceGraph_ELBO):
+        adopted.as_pyro = True
     return adopted

@@ -9,12 +9,14 @@ from typing import Any
 
 from opt_einsum import shared_intermediates
 from pyro.infer.traceenum_elbo import _check_model_guide_enumeration_constraint
-from pyro.infer.util import Dice, is_validation_enabled
+from pyro.infer.util import Dice
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.einsum.adjoint import require_backward
 from pyro.ops.rings import MarginalRing
 from torch import Tensor
+
+from ingle.objectives.scale import common_scale
 
 __all__ = ["dice_elbo"]
 
@@ -86,30 +88,12 @@ def _model_costs(model_trace: Any, guide_trace: Any, ordinals: Mapping[str, Ordi
         scales.append(site["scale"])
     _check_model_guide_enumeration_constraint({ordinals[site["name"]]: site for site in enumerated}, guide_trace)
 
-    scale = _common_scale(scales)
+    scale = common_scale(scales, "sites that are summed out together")
     with shared_intermediates() as cache:
         contracted = contract_tensor_tree(factors, summed, cache=cache)
     for ordinal, terms in contracted.items():
         costs.setdefault(ordinal, []).extend(packed.scale_and_mask(term, scale=scale) for term in terms)
     return costs
-
-
-def _common_scale(scales: Sequence[Any]) -> Any:
-    """The scale that sites summed together share.
-
-    Tensors are compared under validation, since that reads them: each site has a tensor of its own even where
-    all have one `poutine.scale`. A number beside a tensor is no common scale unless the tensor is that number.
-    """
-    if any(isinstance(scale, Tensor) and scale.dim() for scale in scales):
-        raise ValueError("enumeration takes a scalar poutine.scale, and found one with dimensions")
-    numbers = [scale for scale in scales if not isinstance(scale, Tensor)]
-    compared = scales if is_validation_enabled() or 0 < len(numbers) < len(scales) else numbers
-    if len({float(scale) for scale in compared}) > 1:
-        raise ValueError(
-            "sites that are summed out together must share one poutine.scale, and have "
-            + ", ".join(sorted({f"{float(scale):g}" for scale in compared}))
-        )
-    return scales[0]
 
 
 def _expectation(costs: Costs, dice: Dice) -> Tensor | float:

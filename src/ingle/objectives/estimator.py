@@ -10,14 +10,20 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-__all__ = ["Estimator"]
+from ingle.objectives.memory import Memory
+from ingle.options import positive_integer
+
+__all__ = ["Estimator", "detached"]
 
 
 class Estimator(pyro.infer.ELBO):
-    """An ELBO told particle by particle, as tensors on the device.
+    """A bound on the evidence, told particle by particle, as tensors on the device.
 
     Goes before the class of Pyro's whose traces it takes; what comes after says what one pair of traces is worth.
     """
+
+    def __init__(self, num_particles: int = 1, *args: Any, **options: Any) -> None:
+        super().__init__(positive_integer("num_particles", num_particles), *args, **options)  # type: ignore[no-untyped-call]
 
     def particles(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -29,8 +35,13 @@ class Estimator(pyro.infer.ELBO):
             *args, **kwargs: of both.
 
         The shares add up to the loss. Differentiating one surrogate before asking for the next keeps one
-        particle's graph in memory at a time.
+        particle's graph in memory at a time. What the objective remembers moves on after the last.
         """
+        yield from self._particles(model, guide, args, kwargs, moving=True)
+
+    def _particles(
+        self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool
+    ) -> Iterator[tuple[Any, Any]]:
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
             yield loss / self.num_particles, surrogate / self.num_particles
@@ -38,6 +49,18 @@ class Estimator(pyro.infer.ELBO):
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         """The loss of one pair of traces, without a gradient, and the surrogate whose gradient is taken."""
         raise NotImplementedError
+
+    @property
+    def memory(self) -> Memory:
+        """What it remembers from step to step."""
+        memory: Memory = self.__dict__.setdefault("_memory", Memory())
+        return memory
+
+    def fresh(self) -> Estimator:
+        """The same objective with nothing remembered."""
+        other: Estimator = object.__new__(type(self))
+        other.__dict__.update({name: value for name, value in vars(self).items() if name != "_memory"})
+        return other
 
     def untraceable(self, guide_trace: Any) -> str | None:
         """Why a step cannot be recorded as one graph of tensors, in words; None where nothing is in the way.
@@ -47,9 +70,25 @@ class Estimator(pyro.infer.ELBO):
         """
         return None
 
+    def told(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+        """Run once; what a reader of the fit should know of the bound for this pair, in words, empty for a plain one.
+
+        Afterwards `memory` has all that it will have.
+
+        Args:
+            model, guide: callables with Pyro statements.
+            *args, **kwargs: of both.
+
+        Raises:
+            ProgramError: it cannot serve the pair.
+        """
+        for _ in self._particles(model, guide, args, kwargs, moving=False):
+            pass
+        return ""
+
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The loss as a number."""
-        return _read(sum(loss for loss, _ in self.particles(model, guide, *args, **kwargs)))
+        """The loss as a number; nothing is remembered of it."""
+        return _read(sum(loss for loss, _ in self._particles(model, guide, args, kwargs, moving=False)))
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any

@@ -8,18 +8,22 @@ import pyro.infer
 from pyro.distributions.util import is_identically_zero
 from pyro.infer.util import MultiFrameTensor
 
-from ingle.objectives.estimator import Estimator, detached
+from ingle.objectives.estimator import detached
+from ingle.objectives.single_sample import SingleSample
 
 __all__ = ["Trace_ELBO"]
 
 
-class Trace_ELBO(Estimator, pyro.infer.Trace_ELBO):
+class Trace_ELBO(SingleSample, pyro.infer.Trace_ELBO):
     """The evidence lower bound by sampling from the guide, with pathwise and score-function gradients.
 
     ELBO = E_q[log p(x, z) - log q(z)], estimated from `num_particles` draws. A guide site without a pathwise
-    gradient contributes the score-function term, with the log weights of its own plates only.
+    gradient contributes the score-function term, with the log weights of its own plates only. Unbiased; costs one run
+    of the pair a particle. One particle is enough where every site is pathwise; where one is not, its variance is
+    above that of `TraceGraph_ELBO`, and far above that of `RLOO_ELBO`.
 
-    The constructor and the estimator are those of `pyro.infer.Trace_ELBO`. Pyro reads every site's term back to
+    The constructor and the estimator are those of `pyro.infer.Trace_ELBO`, with `kl_scale` and `free_bits` beside
+    (see `SingleSample`). Pyro reads every site's term back to
     the host; here nothing is read until the whole loss is asked for.
 
     References:

@@ -26,17 +26,10 @@ class TraceEnum_ELBO(Estimator, pyro.infer.TraceEnum_ELBO):
         Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
     """
 
-    def particles(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each particle its share of the loss, in nats, and the surrogate to differentiate, both scalars.
-
-        Args:
-            model, guide: callables with Pyro statements.
-            *args, **kwargs: of both.
-
-        Runs that enumerate a site one value after the other share what came before it, and so come as one.
-        """
+    def _particles(
+        self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool
+    ) -> Iterator[tuple[Any, Any]]:
+        """Runs that enumerate a site one value after the other share what came before it, and so come as one."""
         together: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             elbo = dice_elbo(model_trace, guide_trace)

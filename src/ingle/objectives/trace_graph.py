@@ -1,69 +1,69 @@
-"""TraceGraph_ELBO whose value stays on the device."""
+"""TraceGraph_ELBO: score functions weighted by what each draw can change, and by no more."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyro.infer
-from pyro.distributions.util import is_identically_zero
-from pyro.infer.tracegraph_elbo import _construct_baseline
-from pyro.infer.util import MultiFrameTensor
-from pyro.ops.provenance import detach_provenance, get_provenance
 
-from ingle.objectives.estimator import Estimator, detached
+from ingle.objectives.baseline import Baselines, subsampling
+from ingle.objectives.downstream import marked_traces, split
+from ingle.objectives.origins import samples
+from ingle.objectives.single_sample import SingleSample
 
 __all__ = ["TraceGraph_ELBO"]
 
 
-class TraceGraph_ELBO(Estimator, pyro.infer.TraceGraph_ELBO):
+class TraceGraph_ELBO(SingleSample, pyro.infer.TraceGraph_ELBO):
     """The evidence lower bound, its score-function terms weighted by what the site can change, and no more.
 
     For a guide site z_j without a pathwise gradient the surrogate has log q(z_j) times (its downstream cost - a
     baseline), where the downstream cost is the sum of those terms of log p - log q that were computed from z_j,
-    in the plates of z_j. Which those are is followed through the arithmetic (provenance).
+    in the plates of z_j. Which those are is followed through the arithmetic, and through Python's decisions on the
+    draws. Unbiased; costs one run of the pair a particle. With one particle and no baseline its variance is the
+    highest of the estimators here: `RLOO_ELBO` has the baseline for nothing.
 
-    The constructor, the estimator and the baselines, `infer={"baseline": …}`, are those of
-    `pyro.infer.TraceGraph_ELBO`.
+    The constructor and the baselines, `infer={"baseline": …}`, are those of `pyro.infer.TraceGraph_ELBO`, with
+    `kl_scale` and `free_bits` as in `Trace_ELBO`. Other than in Pyro
+    - what is sampled after an `if` on a draw belongs to the cost of that draw, where Pyro's gradient is biased;
+    - baselines are asked for costs without the N/B of the plates around their site;
+    - the decaying average is one number for each site, `baseline_beta` times itself and the rest the step's mean cost,
+      divided by the sum of its weights; it is kept in the objective (`memory`), outside Pyro's parameter store.
 
     References:
         Schulman, Heess, Weber and Abbeel (2015), Gradient Estimation Using Stochastic Computation Graphs.
         Mnih and Gregor (2014), Neural Variational Inference and Learning in Belief Networks.
     """
 
-    # Pyro's own: looking at the loss moves no baseline.
-    loss = pyro.infer.TraceGraph_ELBO.loss
+    as_pyro = False  # stands in for an object of Pyro's, step by step beside it
 
     def untraceable(self, guide_trace: Any) -> str | None:
-        """A decaying average lives in Pyro's parameter store as a new tensor at each step: no input of a graph."""
-        names = [
-            repr(name)
-            for name, site in guide_trace.nodes.items()
-            if site["type"] == "sample" and site["infer"].get("baseline", {}).get("use_decaying_avg_baseline")
-        ]
-        return f"the decaying average baseline of {', '.join(names)} changes from step to step" if names else None
+        """In the place of Pyro's own class, whose baselines are others, steps with such baselines stay Pyro's."""
+        for site in samples(guide_trace) if self.as_pyro else ():
+            baseline = site["infer"].get("baseline", {})
+            if baseline.get("use_decaying_avg_baseline") or (baseline and subsampling(site) != 1.0):
+                return (
+                    f"the baseline of {site['name']!r} is kept by Pyro, elementwise and with the scale of its plates; "
+                    "ingle.objectives.TraceGraph_ELBO keeps one that compiles"
+                )
+        return None
 
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
-        model_sites = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
-        guide_sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
-        surrogate: Any = sum(site["log_prob_sum"] for site in model_sites)
-        elbo = surrogate - sum(site["log_prob_sum"] for site in guide_sites)
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return marked_traces(self.max_plate_nesting, model, guide, args, kwargs)
 
-        # A term carries the names of all sites without a pathwise gradient that it was computed from.
-        downstream: dict[str, MultiFrameTensor] = {}
-        for site, is_model in [(site, True) for site in model_sites] + [(site, False) for site in guide_sites]:
-            cost = detach_provenance(site["log_prob"]).detach()
-            for name in get_provenance(site["log_prob_sum"]):
-                costs = downstream.setdefault(name, MultiFrameTensor())
-                costs.add((site["cond_indep_stack"], cost if is_model else -cost))
-
-        for site in guide_sites:  # in the guide's order, so that a seed gives the same sums in every process
-            _, score_function, entropy_term = site["score_parts"]
-            if not is_identically_zero(entropy_term):
-                surrogate = surrogate - entropy_term.sum()
-            if site["name"] in downstream:
-                cost = downstream[site["name"]].sum_to(site["cond_indep_stack"])
-                baselined, baseline_loss, baseline = _construct_baseline(site["name"], site, cost)
-                if baselined:
-                    surrogate, cost = surrogate - baseline_loss, cost - baseline
-                surrogate = surrogate + (score_function * detached(cost)).sum()
-        return detached(detach_provenance(-elbo)), detach_provenance(-surrogate)
+    def _particles(
+        self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool
+    ) -> Iterator[tuple[Any, Any]]:
+        baselines = Baselines(self.memory)
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            missing = self._weigh(model_trace, guide_trace)
+            parts = split(model_trace, guide_trace)
+            surrogate = parts.pathwise
+            for score in parts.scores:
+                baseline, error = baselines.of(score)
+                surrogate = surrogate + (score.score * (score.cost - baseline)).sum() - error
+            yield (missing - parts.elbo) / self.num_particles, -surrogate / self.num_particles
+        if moving:
+            baselines.move()
+            self._kl.advance(self.memory)

@@ -11,7 +11,7 @@ from ingle.program.guides import GuideName
 from ingle.program.handlers import Given, Unobserve
 from ingle.program.held import Places, find_places
 from ingle.program.identity import changed_arguments, describe, difference, digests
-from ingle.program.modules import buffers_kept, find_modules, modules_kept
+from ingle.program.modules import buffers_kept, buffers_of, find_modules, modules_kept
 from ingle.program.own import OwnState, state_of_its_own
 from ingle.program.place import GONE, Place
 from ingle.program.program import Program, set_guide
@@ -40,6 +40,7 @@ __all__ = [
     "Values",
     "amortised",
     "buffers_kept",
+    "buffers_of",
     "build_program",
     "changed_arguments",
     "check",

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-__all__ = ["at_rest", "buffers_kept", "find_modules", "is_library", "modules_kept"]
+__all__ = ["at_rest", "buffers_kept", "buffers_of", "find_modules", "is_library", "modules_kept"]
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _OF_TORCH = frozenset(vars(torch.nn.Module()))  # attributes of every module: children, parameters, buffers, hooks
@@ -111,6 +111,11 @@ def is_library(name: str) -> bool:
     """Whether a Python module of this name is a library's, where nothing of the user's is to be found."""
     home = name.split(".")[0]
     return home in _LIBRARIES or home in sys.stdlib_module_names
+
+
+def buffers_of(modules: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
+    """The buffers of modules, each once."""
+    return list({id(buffer): buffer for module in modules for buffer in module.buffers()}.values())
 
 
 @contextmanager

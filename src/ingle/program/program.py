@@ -20,7 +20,7 @@ from ingle.data import Data
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe
 from ingle.program.handlers import Given, Leaves, Rows, Unobserve
-from ingle.program.modules import at_rest, find_modules
+from ingle.program.modules import at_rest, buffers_of, find_modules
 from ingle.program.sites import Site, read_sites
 from ingle.program.typical import drawn_value
 from ingle.runtime import validation
@@ -44,6 +44,7 @@ class Program:
         enumerated: the discrete latents that the guide leaves out, which the objective sums over.
         model_leaves, guide_leaves: every parameter that each side has read, by name, unconstrained.
         hidden: the deterministic sites whose value depends on a latent that is summed out.
+        memory: what the objective that trains it remembers from step to step.
         followed: for plates that were asked for, the latents whose guide follows new rows of them.
     """
 
@@ -60,6 +61,7 @@ class Program:
     model_leaves: Leaves
     guide_leaves: Leaves
     hidden: frozenset[str] = frozenset()
+    memory: torch.nn.Module = field(default_factory=torch.nn.Module, repr=False)
     followed: dict[frozenset[str], frozenset[str]] = field(default_factory=dict, repr=False)
     _sides: tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
@@ -112,6 +114,10 @@ class Program:
     def modules(self) -> tuple[torch.nn.Module, ...]:
         """The modules behind model and guide."""
         return find_modules(self.model, self.guide)
+
+    def buffers(self) -> list[Tensor]:
+        """What a step changes in place beside the parameters, each once."""
+        return buffers_of([*self.modules(), self.memory])
 
     def at_rest(self) -> AbstractContextManager[None]:
         """Its modules in evaluation mode inside; afterwards as they were, running statistics too."""

@@ -16,7 +16,7 @@ __all__ = ["Values"]
 
 
 class Values:
-    """Parameters of a program, buffers of its modules, and what else is in Pyro's parameter store.
+    """Parameters of a program, buffers of its modules, what its objective remembers, and what else is in Pyro's store.
 
     Works where the fit's parameter store is Pyro's. A state that a program keeps in Python of its own is not here.
     """
@@ -33,10 +33,11 @@ class Values:
         }
 
     def capture(self) -> dict[str, Any]:
-        """Copies of all that a step may change: "leaves", "buffers", and "others" that the objective alone reads."""
+        """Copies of all that a step may change: "leaves", "buffers", "memory", and "others" of the store."""
         return {
             "leaves": {name: leaf.detach().clone() for name, leaf in self._program.leaves().items()},
             "buffers": {name: buffer.clone() for name, buffer in self._buffers().items()},
+            "memory": {name: tensor.clone() for name, tensor in self._program.memory.named_buffers()},
             "others": {name: value.detach().clone() for name, value in self._others().items()},
         }
 
@@ -53,6 +54,9 @@ class Values:
         for name, buffer in self._buffers().items():
             if name in state["buffers"]:
                 buffer.copy_(state["buffers"][name])
+        for name, tensor in program.memory.named_buffers():
+            if name in state["memory"]:
+                tensor.copy_(state["memory"][name])
         for name in self._others():
             del store[name]
         for name, value in state["others"].items():

@@ -1,0 +1,88 @@
+"""RLOO_ELBO: score functions with the other particles' mean cost as the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ingle.errors import OptionError, ProgramError
+from ingle.objectives.downstream import Score, marked_traces, split
+from ingle.objectives.single_sample import SingleSample
+
+__all__ = ["RLOO_ELBO"]
+
+
+class RLOO_ELBO(SingleSample):
+    r"""The evidence lower bound; score functions with a leave-one-out baseline.
+
+    For a guide site z_j without a pathwise gradient and particles k = 1, …, K the surrogate has
+
+        (1/K) sum_k log q(z_jk) (c_jk - (1/(K-1)) sum_{l != k} c_jl),
+
+    where the cost c_j is that of `TraceGraph_ELBO`: the terms of log p - log q that were computed from z_j, in the
+    plates of z_j, each element with a baseline of its own. All other sites have pathwise gradients.
+
+    The default of `fit` for guides with discrete sites that are not summed out. Unbiased, since the baseline of a
+    particle knows nothing of its draw; no parameter, nothing to learn. Costs K runs of the pair, all in memory; with
+    K = 4 the variance of each is within a third of that with the best constant. Where every site is pathwise it is
+    `Trace_ELBO` with K particles. Baselines that the guide asks for are not used.
+
+    Args:
+        num_particles: K, 2 or more.
+        vectorize_particles: run them in one plate outside of all others, as `pyro.infer.Trace_ELBO` does.
+        **options: of `pyro.infer.ELBO`, and `kl_scale` and `free_bits` of `Trace_ELBO`.
+
+    Raises:
+        OptionError: there are fewer than two particles.
+
+    References:
+        Kool, van Hoof and Welling (2019), Buy 4 REINFORCE Samples, Get a Baseline for Free!
+        Salimans and Knowles (2014), On Using Control Variates with Stochastic Approximation for Variational Bayes.
+    """
+
+    def __init__(self, num_particles: int = 4, *, vectorize_particles: bool = False, **options: Any) -> None:
+        super().__init__(num_particles, vectorize_particles=vectorize_particles, **options)
+        if num_particles < 2:
+            raise OptionError(
+                "RLOO_ELBO takes the other particles for the baseline of one, and wants num_particles of 2 or more; "
+                "with one particle use TraceGraph_ELBO"
+            )
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return marked_traces(self.max_plate_nesting, model, guide, args, kwargs)
+
+    def _particles(
+        self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool
+    ) -> Iterator[tuple[Any, Any]]:
+        loss: Any = 0.0
+        surrogate: Any = 0.0
+        found: dict[str, list[Score]] = {}
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            missing = self._weigh(model_trace, guide_trace)
+            parts = split(model_trace, guide_trace)
+            loss, surrogate = loss + missing - parts.elbo, surrogate + parts.pathwise
+            for score in parts.scores:
+                found.setdefault(score.site["name"], []).append(score)
+        for name, scores in found.items():
+            costs, logs = (scores[0].cost, scores[0].score) if self.vectorize_particles else _stacked(name, scores)
+            if len(costs) > 1:  # a site that one particle alone has reached has no baseline
+                costs = (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
+            surrogate = surrogate + (logs * costs).sum()
+        yield loss / self.num_particles, -surrogate / self.num_particles
+        if moving:
+            self._kl.advance(self.memory)
+
+
+def _stacked(name: str, scores: list[Score]) -> tuple[Tensor, Tensor]:
+    """Costs and scores of one site, particles first."""
+    shapes = {(score.cost.shape, score.score.shape) for score in scores}
+    if len(shapes) > 1:
+        told = " and ".join(sorted({str(tuple(cost)) for cost, _ in shapes}))
+        raise ProgramError(
+            f"site {name!r} has another shape from particle to particle, {told}, so that one is no baseline for "
+            "another; use TraceGraph_ELBO"
+        )
+    return torch.stack([score.cost for score in scores]), torch.stack([score.score for score in scores])
