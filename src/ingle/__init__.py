@@ -16,6 +16,7 @@ from ingle.load import load
 from ingle.program import Check, Finding, check
 from ingle.results import prior_predictive
 from ingle.svi import SVI
+from ingle.trust import GradientReport, gradient_report
 from ingle.version import __version__
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "FileError",
     "Finding",
     "Fit",
+    "GradientReport",
     "IngleError",
     "IngleWarning",
     "NonFiniteError",
@@ -34,6 +36,7 @@ __all__ = [
     "__version__",
     "check",
     "fit",
+    "gradient_report",
     "load",
     "prior_predictive",
 ]

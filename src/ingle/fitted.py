@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ingle import results, saved
 from ingle.data import read
+from ingle.engine import Compile
 from ingle.errors import IngleError, IngleWarning, OptionError, warn
 from ingle.options import boolean, positive_integer
 from ingle.program import Program, check_call
 from ingle.results import GroupName
 from ingle.runtime import Runtime, resolve_seed
 from ingle.training import Stopped, Training
+from ingle.trust import GradientReport, report_on
 from ingle.version import __version__
 
 __all__ = ["Fit", "carry_on"]
@@ -292,6 +294,22 @@ class Fit:
     def summary(self, draws: int = 1_000, *, seed: int | None = None) -> Any:
         """Mean, sd and interval of every latent and deterministic site, as a DataFrame made by ArviZ."""
         return results.summary(self.to_arviz(draws, groups=["posterior"], seed=seed))
+
+    def gradient_report(
+        self, objectives: Any, num_samples: int = 1_000, *, compile: Compile = "auto", seed: int | None = None
+    ) -> GradientReport:
+        """Gradients of several objectives at the parameters of this fit, side by side; see `ingle.gradient_report`.
+
+        Args:
+            objectives, num_samples, compile: as there.
+            seed: of the draws; None gives the same report at every call.
+
+        Raises:
+            OptionError, ProgramError: as there.
+        """
+        with self._scope(seed):
+            runtime = self._runtime if seed is None else replace(self._runtime, seed=resolve_seed(seed))
+            return report_on(self._program, runtime, objectives, num_samples, compile=compile)
 
     def __repr__(self) -> str:
         return results.card(self, self._program)

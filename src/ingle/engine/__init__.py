@@ -2,6 +2,7 @@
 
 from ingle.engine.choose import Compile, choose_engine, resolve_compile
 from ingle.engine.eager import EagerEngine
+from ingle.engine.endings import Moments
 from ingle.engine.optimiser import Optimisers, from_file, resolve_optimisers, to_file
 from ingle.engine.protocol import Engine, State
 from ingle.engine.recording import Untraceable
@@ -11,6 +12,7 @@ __all__ = [
     "Compile",
     "EagerEngine",
     "Engine",
+    "Moments",
     "Optimisers",
     "State",
     "Stepper",

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from ingle.engine import internals
 from ingle.engine.compiled import CompiledEngine
 from ingle.engine.eager import EagerEngine
+from ingle.engine.endings import Moments
 from ingle.engine.optimiser import Optimisers
 from ingle.engine.protocol import Engine
 from ingle.errors import IngleWarning, OptionError, warn
@@ -32,7 +33,7 @@ def choose_engine(
     compile: Compile,
     program: Program,
     objective: Any,
-    optimisers: Optimisers,
+    optimisers: Optimisers | Moments,
     runtime: Runtime,
     *,
     steps: int | None,

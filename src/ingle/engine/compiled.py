@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ingle.engine.blocks import NoiseBlocks
 from ingle.engine.eager import EagerEngine
+from ingle.engine.endings import Gradients, Moments
 from ingle.engine.graph import Source, StepGraph, Using
 from ingle.engine.noise import GivenDraws, Noise
 from ingle.engine.observer import Observation, Observer
@@ -35,6 +36,7 @@ _SHAPES = 4  # of minibatches, each with a graph of its own
 _RETRIES = 8  # graphs that may become stale
 
 Shapes = tuple[tuple[str, int], ...]
+Ending = Updates | Gradients | Moments
 
 
 class CompiledEngine:
@@ -59,7 +61,7 @@ class CompiledEngine:
         self,
         program: Program,
         objective: Any,
-        optimisers: Optimisers,
+        optimisers: Optimisers | Moments,
         runtime: Runtime,
         *,
         using: Using = "inductor",
@@ -165,18 +167,17 @@ class CompiledEngine:
         graph, batches = compiled.graph, self._eager.batches
         at = self.step % compiled.blocks.capacity
         steps = min(most, batches.steady(most), compiled.blocks.capacity - at)
-        if not compiled.whole:
+        if not compiled.updates.whole:
             steps = 1
         compiled.fill(self.step)
         if graph.rows:
             drawn = [batches.next() for _ in range(steps)]
             for name, matrix in graph.rows.items():
                 matrix[at : at + steps] = torch.stack([rows[name] for rows in drawn])
-        if isinstance(compiled.updates, Updates):
-            graph.numbers[at : at + steps] = compiled.updates.plan(steps)
+        graph.numbers[at : at + steps] = compiled.updates.plan(steps)
         graph.place.fill_(at)
         graph.run(steps)
-        if isinstance(compiled.updates, _Gradients):
+        if isinstance(compiled.updates, Gradients):
             compiled.updates.hand_over()
             self._optimisers.step(*self._program.sides())
         losses = graph.losses[at : at + steps].clone()
@@ -243,7 +244,7 @@ class CompiledEngine:
                     return f"{told} was changed in place"
             if compiled.leaves != _identities(self._program):
                 return "the program has other parameters than before"
-            if isinstance(compiled.updates, Updates) and not compiled.updates.hold():
+            if not compiled.updates.hold():
                 return "the optimiser has other options than before"
         return None
 
@@ -263,9 +264,7 @@ class CompiledEngine:
             seen = self._observe(_RUNS)
             normals, uniforms = seen.drawn("normal"), seen.drawn("uniform")
             blocks = NoiseBlocks(runtime.seed, normals, uniforms, dtype=runtime.dtype, device=runtime.device)
-            updates: Updates | _Gradients | str = updates_of(self._optimisers)
-            if isinstance(updates, str):
-                updates = _Gradients(program)
+            updates = self._ending()
             source = Source(
                 particles=self._particles,
                 update=updates,
@@ -288,6 +287,12 @@ class CompiledEngine:
             return _Compiled(graph, blocks, updates, seen.statements, leaves)
         finally:
             self.restore(before)
+
+    def _ending(self) -> Ending:
+        if isinstance(self._optimisers, Moments):
+            return self._optimisers
+        updates = updates_of(self._optimisers)
+        return Gradients(self._program) if isinstance(updates, str) else updates
 
     def _graph(self, source: Source) -> StepGraph:
         try:
@@ -347,7 +352,7 @@ class _Compiled:
         self,
         graph: StepGraph,
         blocks: NoiseBlocks,
-        updates: Updates | _Gradients,
+        updates: Ending,
         statements: list[Statement],
         leaves: Any,
     ) -> None:
@@ -357,7 +362,6 @@ class _Compiled:
         self.statements = statements
         self.leaves = leaves
         self.held = [(tensor, tensor._version, told) for tensor, told in graph.recording.held]
-        self.whole = isinstance(updates, Updates)
         self._block = -1
 
     def fill(self, step: int) -> None:
@@ -367,29 +371,6 @@ class _Compiled:
             self._block = -1  # so that after Ctrl-C on the way nobody takes it for filled
             self.blocks.fill(block, self.graph.normals, self.graph.uniforms)
             self._block = block
-
-
-class _Gradients:
-    """Where the optimiser runs outside the graph: the step ends with the gradients."""
-
-    width = 0
-
-    def __init__(self, program: Program) -> None:
-        self.leaves = list(program.leaves().values())
-        self.state = [torch.zeros_like(leaf) for leaf in self.leaves]
-        self._there = [False] * len(self.leaves)
-
-    def update(self, gradients: Sequence[Tensor | None], state: Sequence[Tensor], numbers: Tensor) -> None:
-        """Leave the gradients in `state`."""
-        self._there = [gradient is not None for gradient in gradients]
-        for gradient, place in zip(gradients, state, strict=True):
-            if gradient is not None:
-                place.copy_(gradient)
-
-    def hand_over(self) -> None:
-        """Leave the gradients where torch's optimisers look for them."""
-        for leaf, gradient, there in zip(self.leaves, self.state, self._there, strict=True):
-            leaf.grad = gradient if there else None
 
 
 def _identities(program: Program) -> dict[str, int]:

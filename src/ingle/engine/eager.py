@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ingle.data import Minibatches
+from ingle.engine.endings import Moments
 from ingle.engine.optimiser import Optimisers
 from ingle.engine.protocol import State
 from ingle.program import Program, Values
@@ -38,7 +39,7 @@ class EagerEngine:
         self,
         program: Program,
         objective: Any,
-        optimisers: Optimisers,
+        optimisers: Optimisers | Moments,
         runtime: Runtime,
         *,
         noise: Callable[[int, Mapping[str, Tensor]], AbstractContextManager[object]] | None = None,

@@ -62,7 +62,10 @@ class Updates:
     Attributes:
         leaves: all that some optimiser may move, each once.
         width: of a row of numbers.
+        whole: the graph is all of a step.
     """
+
+    whole = True
 
     def __init__(self, optimisers: Optimisers, clocks: list[Clock], idle: list[Tensor], width: int) -> None:
         self.leaves = [leaf for clock in clocks for leaf in clock.leaves] + idle

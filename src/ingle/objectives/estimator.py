@@ -51,6 +51,11 @@ class Estimator(pyro.infer.ELBO):
         raise NotImplementedError
 
     @property
+    def is_elbo(self) -> bool:
+        """Whether its expectation is the ELBO, and nothing more or less."""
+        return True
+
+    @property
     def memory(self) -> Memory:
         """What it remembers from step to step."""
         memory: Memory = self.__dict__.setdefault("_memory", Memory())

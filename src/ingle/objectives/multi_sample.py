@@ -48,6 +48,11 @@ class MultiSample(Estimator):
     def __init__(self, num_particles: int, *args: Any, **options: Any) -> None:
         super().__init__(num_particles, *args, **without_weights(self, options))
 
+    @property
+    def is_elbo(self) -> bool:
+        """With one particle."""
+        return bool(self.num_particles == 1)
+
     def told(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         """Which draws share a weight, and for the elements of which plates there is a bound each."""
         with torch.no_grad():

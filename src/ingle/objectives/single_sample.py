@@ -56,6 +56,11 @@ class SingleSample(Estimator):
         if moving:
             self._kl.advance(self.memory)
 
+    @property
+    def is_elbo(self) -> bool:
+        """Where no weight is on a divergence."""
+        return self._kl.plain
+
     def _weigh(self, model_trace: Any, guide_trace: Any) -> Any:
         """Put the weights on the terms, in place; returns what the loss lacks then."""
         if self._kl.plain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ingle.objectives.dice import dice_elbo
 from ingle.objectives.estimator import Estimator
+from ingle.objectives.table import TableWatch
 
 __all__ = ["TraceEnum_ELBO"]
 
@@ -42,6 +44,13 @@ class TraceEnum_ELBO(Estimator, pyro.infer.TraceEnum_ELBO):
                 yield loss.detach(), loss
         if isinstance(together, Tensor):
             yield together.detach(), together
+
+    def told(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+        """Run once, and stop where the table of combinations becomes too large."""
+        if math.isinf(self.max_plate_nesting):
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+        with TableWatch(int(self.max_plate_nesting)):
+            return super().told(model, guide, *args, **kwargs)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
