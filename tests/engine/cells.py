@@ -19,6 +19,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from support import eight_schools_data, old_faithful, radon_data
 from torch import Tensor
 
+from ingle import objectives
 from ingle.guides.hierarchical import eight_schools_guide, radon_varying_intercepts_guide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.vae import VAEGuide
@@ -84,6 +85,27 @@ def assigned_guide(y: Tensor) -> None:
         pyro.sample("locs", dist.Normal(real("loc", 2), positive("scale", 2)))
     with pyro.plate("data", 8):
         pyro.sample("k", dist.Categorical(logits=real("logits", 8, 2)))
+
+
+def local_switch(y: Tensor) -> None:
+    """A switch for each datum, its rows from outside."""
+    mu = positive("mu")
+    with pyro.plate("data", 8) as i:
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(mu * k, 0.7), obs=y[i])
+
+
+def local_switch_guide(y: Tensor) -> None:
+    logits = real("logits", 8)
+    with pyro.plate("data", 8) as i:
+        pyro.sample("k", dist.Bernoulli(logits=logits[i]))
+
+
+def averaged_guide(y: Tensor) -> None:
+    logits = real("logits", 8)
+    baseline = {"use_decaying_avg_baseline": True, "baseline_beta": 0.8}
+    with pyro.plate("data", 8) as i:
+        pyro.sample("k", dist.Bernoulli(logits=logits[i]), infer={"baseline": baseline})
 
 
 def missing(y: Tensor) -> None:
@@ -305,4 +327,40 @@ OPTIMISERS: dict[str, Cell] = {
     "two, guide_steps": lambda: pair(coded, seeded(Encoder), optim={"model": ADAM, "guide": SGD}, guide_steps=3),
 }
 
-CELLS: dict[str, Cell] = {**PROGRAMS, **GUIDES, **ROWS, **OPTIMISERS}
+OBJECTIVES: dict[str, Cell] = {
+    "RLOO": lambda: pair(assigned, assigned_guide, objective=objectives.RLOO_ELBO(3)),
+    "RLOO, batch_size, ragged": lambda: pair(local_switch, local_switch_guide, batch_size={"data": 3}),
+    "RLOO, vectorised": lambda: pair(
+        local_switch, local_switch_guide, objective=objectives.RLOO_ELBO(3, vectorize_particles=True)
+    ),
+    "decaying averages": lambda: pair(local_switch, averaged_guide, objective=objectives.TraceGraph_ELBO(2)),
+    "decaying averages, batch_size, ragged": lambda: pair(
+        local_switch, averaged_guide, objective=graph(), batch_size={"data": 3}
+    ),
+    "VIMCO": lambda: pair(assigned, assigned_guide, objective=objectives.VIMCO_ELBO(3)),
+    "VIMCO, batch_size, ragged": lambda: pair(
+        local_switch, local_switch_guide, objective=objectives.VIMCO_ELBO(3), batch_size={"data": 3}
+    ),
+    "Renyi": lambda: schools(objective=pyro.infer.RenyiELBO(alpha=0.5, num_particles=3)),
+    "IWAE, VAE": lambda: {**vae(), "objective": objectives.IWAE_ELBO(3)},
+    "IWAE, VAE, vectorised, ragged": lambda: {
+        **vae(),
+        "objective": objectives.IWAE_ELBO(3, vectorize_particles=True),
+        "batch_size": {"data": 4},
+    },
+    "DReG, VAE": lambda: {**vae(), "objective": objectives.DReG_ELBO(3)},
+    "DReG, VAE, vectorised": lambda: {**vae(), "objective": objectives.DReG_ELBO(3, vectorize_particles=True)},
+    "DReG, multivariate_normal": lambda: schools("multivariate_normal", objective=objectives.DReG_ELBO(2)),
+    "STL": lambda: schools(objective=objectives.STL_ELBO(2)),
+    "STL, VAE": lambda: {**vae(), "objective": objectives.STL_ELBO()},
+    "annealed": lambda: schools(objective=objectives.Trace_ELBO(kl_scale=objectives.Anneal(25, 0.1))),
+    "annealed by plate, free bits": lambda: {
+        **vae(),
+        "objective": objectives.TraceMeanField_ELBO(kl_scale={"data": objectives.Anneal(20)}, free_bits=0.3),
+    },
+    "free bits of draws": lambda: schools(
+        "normal", objective=objectives.STL_ELBO(free_bits={"mu": 1.0, "school": 0.2})
+    ),
+}
+
+CELLS: dict[str, Cell] = {**PROGRAMS, **GUIDES, **ROWS, **OPTIMISERS, **OBJECTIVES}

@@ -55,9 +55,9 @@ def engine_of(
 
 
 def numbers(engine: Any) -> dict[str, Tensor]:
-    """All that a step changes, copied: parameters and buffers by name."""
+    """All that a step changes, copied: parameters, buffers, and what the objective remembers, by name."""
     values = engine.capture().values
-    return {**values["leaves"], **values["buffers"]}
+    return {**values["leaves"], **values["buffers"], **values["memory"]}
 
 
 def gradients(engine: Any) -> dict[str, Tensor]:

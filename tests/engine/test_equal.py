@@ -24,7 +24,18 @@ def among(names: Iterable[str], chosen: Container[str]) -> list[Any]:
 
 
 # The formulas of the other optimisers are held against torch's own in test_updates.py.
-TRACED = {*PROGRAMS, *GUIDES, *ROWS, "two, guide_steps", "RMSprop", "StepLR", "clip norm"}
+DRAWN = {"RLOO", "decaying averages, batch_size, ragged", "VIMCO, batch_size, ragged", "DReG, VAE, vectorised"}
+TRACED = {
+    *PROGRAMS,
+    *GUIDES,
+    *ROWS,
+    *DRAWN,
+    "annealed by plate, free bits",
+    "two, guide_steps",
+    "RMSprop",
+    "StepLR",
+    "clip norm",
+}
 IN_FLOAT32 = {name for place, name in enumerate(PROGRAMS) if place % 2 == 0}
 
 
