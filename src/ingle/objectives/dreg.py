@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance
 from torch import Tensor
 
 from ingle.objectives.blocks import Block
 from ingle.objectives.multi_sample import MultiSample, shares
-from ingle.objectives.origins import Origins, samples
+from ingle.objectives.origins import Origins, marked, samples
 from ingle.objectives.refuse import refuse_rerun, refuse_score_sampled
 from ingle.objectives.sticking import with_values
 from ingle.objectives.stl import finished
@@ -91,7 +91,7 @@ class Tap:
         passed.register_hook(self._weighed)
         self._rank = passed.dim() - self._event_dim
         self._weight: Tensor | None = None
-        self.value = track_provenance(passed, get_provenance(site["value"]))
+        self.value = marked(passed, get_provenance(site["value"]))
 
     def open(self, weight: Tensor) -> None:
         """Have the weight, its last dimensions those of the batch of the site."""

@@ -16,8 +16,8 @@ from ingle.errors import ProgramError
 
 __all__ = ["TableWatch"]
 
-_COMBINATIONS = 2**20  # of values of latents, in one tensor
-_SHARE = 1 / 4  # of the memory of the device, for one tensor with more than a few combinations
+_COMBINATIONS = 2**22  # of values of latents, in one tensor
+_SHARE = 1 / 16  # of the memory of the device, for one tensor with more than a few combinations
 _FEW = 2**6
 
 
@@ -69,7 +69,7 @@ class TableWatch(Messenger):
             names = [name for name, _ in self._latents.values()]
             told = " x ".join(str(size) for _, size in self._latents.values())
             raise ProgramError(
-                f"summing out {', '.join(names[:6])}{', …' if len(names) > 6 else ''} takes a table of {known:,} "
+                f"summing out {', '.join(names[:6])}{', …' if len(names) > 6 else ''} takes a table of at least {known:,} "
                 f"combinations ({told if len(names) <= 6 else f'{len(names)} latents'}), of which a tensor of shape "
                 f"{tuple(tensor.shape)} was met: sample them in the guide, for RLOO_ELBO, or put latents that do not "
                 "depend on each other in a plate"
