@@ -18,6 +18,7 @@ WRITES = {
         "custom_model_replicated.png",
     ],
     "digits.py": ["digits.png"],
+    "estimators.py": ["estimators.png"],
     "quickstart.py": [
         f"{fit}{ending}"
         for fit in ("eight_schools", "radon")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ def _double() -> Any:
 
 
 def found(program: Any, marked: Any = score_sampled) -> dict[str, frozenset[str]]:
-    with Origins(marked):
+    with Origins(marked) as run:
         trace: Any = poutine.trace(program).get_trace()
-    trace.compute_log_prob()
+        trace.compute_log_prob()
+        run.note(trace)
     return {site["name"]: origins(site) for site in samples(trace)}
 
 
@@ -39,6 +41,10 @@ def switches(use: Any) -> Any:
         pyro.sample("y", dist.Normal(use(k), 1.0), obs=torch.tensor(0.3))
 
     return program
+
+
+def _doubled(k: Tensor) -> Tensor:
+    return 2.0 * k + 1.0
 
 
 def _written(k: Tensor) -> Tensor:
@@ -57,6 +63,19 @@ def _out(k: Tensor) -> Tensor:
     into = torch.zeros(())
     torch.add(k, 1.0, out=into)
     return into
+
+
+def _viewed(k: Tensor) -> Tensor:
+    into = torch.zeros(4)
+    view = into.reshape(2, 2)
+    into[0] = k
+    return view.sum()
+
+
+def _scripted(k: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(_doubled)(k)  # type: ignore[no-any-return]
 
 
 class _Doubled(torch.autograd.Function):
@@ -82,6 +101,14 @@ ARITHMETIC = {
     "data": lambda k: k.data * 3.0,
     "a network": lambda k: torch.nn.Linear(1, 1)(k.reshape(1))[0],
     "an autograd function": lambda k: _Doubled.apply(k),
+    "an autograd function, then more": lambda k: 3.0 * _Doubled.apply(k + 1.0).exp(),
+    "a scripted function": lambda k: _scripted(k),
+    "vmap": lambda k: torch.func.vmap(lambda one: 2.0 * one)(k.reshape(1))[0],
+    "written into another tensor": _written,
+    "added in place to another tensor": _added,
+    "out=": _out,
+    "put by index": lambda k: torch.zeros(2).index_add_(0, torch.tensor([1]), k.reshape(1)).sum(),
+    "a view of what it was written to": lambda k: _viewed(k),
     "einsum": lambda k: torch.einsum("i,i->", k.reshape(1), torch.ones(1)),
 }
 PYTHON = {
@@ -96,9 +123,13 @@ PYTHON = {
     "tensor of a list": lambda k: torch.tensor([k, k]).sum(),
     "torch.equal": lambda k: 1.0 if torch.equal(k, torch.ones(())) else 0.0,
     "any": lambda k: 1.0 if any(k.reshape(1) > 0) else 0.0,
-    "written into another tensor": _written,
-    "added in place to another tensor": _added,
-    "out=": _out,
+    "a bound of a slice": lambda k: torch.arange(3.0)[: 1 + k.long()].sum(),
+    "a size": lambda k: float(len(torch.arange(2.0)[torch.stack([k, k]) > 0])),
+    "nonzero": lambda k: float(len(k.reshape(1).nonzero())),
+    "full": lambda k: torch.full((2,), k).sum(),
+    "arange": lambda k: float(len(torch.arange(1 + k.long()))),
+    "split sizes": lambda k: float(len(torch.arange(3.0).split([int(k), 3 - int(k)])[0])),
+    "format": lambda k: float(f"{k}"),
 }
 
 
@@ -156,8 +187,8 @@ def test_gradients_go_through_marks() -> None:
     with Origins(lambda site: True):
         leaf = torch.tensor(0.7, requires_grad=True)
         trace: Any = poutine.trace(lambda: pyro.sample("z", dist.Delta(leaf))).get_trace()
-        (3.0 * trace.nodes["z"]["value"].exp()).backward()
-    assert float(leaf.grad) == pytest.approx(3.0 * np.exp(0.7))  # type: ignore[arg-type]
+        _Doubled.apply(trace.nodes["z"]["value"].exp()).backward()
+    assert float(leaf.grad) == pytest.approx(2.0 * np.exp(0.7))  # type: ignore[arg-type]
 
 
 def test_runs_inside_each_other_and_after_an_error() -> None:
@@ -166,6 +197,6 @@ def test_runs_inside_each_other_and_after_an_error() -> None:
     with Origins(score_sampled):
         with poutine.block():
             inner = found(switches(lambda k: 2.0 if k else 1.0))
-        outer = pyro.sample("z", dist.Normal(0.0, 1.0))
+        outer: Any = poutine.trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0))).get_trace()
     assert inner["y"] == {"k"}
-    assert type(outer) is Tensor
+    assert outer.nodes["z"]["decided_by"] == frozenset()

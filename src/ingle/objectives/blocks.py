@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.ops.provenance import detach_provenance
 from torch import Tensor, stack
 
 from ingle.errors import ProgramError
@@ -100,12 +99,13 @@ def weigh(traces: Sequence[tuple[Any, Any]], num_particles: int, *, vectorized: 
     """
     terms = [*_terms("model", [pair[0] for pair in traces]), *_terms("guide", [pair[1] for pair in traces])]
     latents = [term.name for term in terms if term.side == "guide" and not term.sites[0]["is_observed"]]
+    terms = [_tied(term, terms, frozenset(latents)) for term in terms]
     shape = _Shape(num_particles, terms, vectorized=vectorized)
     groups = _groups(latents, terms)
     constant: Any = 0.0
     for term in terms:
-        if not term.origins:
-            value = sum(detach_provenance(site["log_prob_sum"]) for site in term.sites) / num_particles
+        if term.origins.isdisjoint(latents):
+            value = sum(site["log_prob_sum"] for site in term.sites) / num_particles
             constant = constant + value if term.side == "model" else constant - value
     return Weights(tuple(_block(names, terms, shape) for names in groups), constant)
 
@@ -121,7 +121,7 @@ class _Shape:
 
     def summed(self, values: Sequence[Any], dims: frozenset[int]) -> Tensor:
         """Values of all particles, summed over all dimensions but the particles' and `dims`, shape (K, *batch)."""
-        parts = [self._padded(detach_provenance(value), dims) for value in values]
+        parts = [self._padded(value, dims) for value in values]
         if not self.vectorized:
             return stack(parts)
         return parts[0].expand(self.num_particles, *parts[0].shape[1:])
@@ -151,6 +151,18 @@ def _terms(side: Literal["model", "guide"], traces: Sequence[Any]) -> list[_Term
             marks |= {name}
         found.append(_Term(name, side, sites, marks, _frames(first[name])))
     return found
+
+
+def _tied(term: _Term, terms: Sequence[_Term], latents: frozenset[str]) -> _Term:
+    """A term of the guide that is seen to have a say in no other term may have one in all: then all share a weight."""
+    scored = term.side == "guide" and not is_identically_zero(term.sites[0]["score_parts"].score_function)
+    if term.side == "model" or (term.name not in latents and not scored):
+        return term
+    if term.name in latents and any(term.name in other.origins for other in terms if other.name != term.name):
+        return term
+    if term.name not in latents and not term.origins.isdisjoint(latents):
+        return term
+    return replace(term, origins=latents)
 
 
 def _frames(site: Any) -> frozenset[Any]:

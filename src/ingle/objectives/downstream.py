@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro.distributions.util import is_identically_zero
-from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import MultiFrameTensor, is_validation_enabled
-from pyro.ops.provenance import detach_provenance
-from pyro.util import check_if_enumerated
+from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
-from ingle.objectives.origins import Origins, origins, samples, score_sampled
+from ingle.objectives.origins import origins, samples
 
-__all__ = ["Score", "Split", "marked_traces", "split"]
+__all__ = ["Score", "Split", "split"]
 
 
 @dataclass(frozen=True)
@@ -48,34 +45,35 @@ class Split:
     scores: list[Score]
 
 
-def marked_traces(max_plate_nesting: float, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Traces of the model and the guide in which every term knows the draws without a pathwise gradient behind it."""
-    with Origins(score_sampled):
-        model_trace, guide_trace = get_importance_trace("flat", max_plate_nesting, model, guide, args, kwargs)
-    if is_validation_enabled():
-        check_if_enumerated(guide_trace)
-    return model_trace, guide_trace
-
-
 def split(model_trace: Any, guide_trace: Any) -> Split:
-    """What `marked_traces` gave, in its pathwise part and its scores."""
+    """Traces whose terms know the draws without a pathwise gradient behind them, in a pathwise part and scores.
+
+    A site that nothing else was seen to follow from has all terms in its cost, as has one without a mark: a
+    `pyro.factor` of the guide whose gradient is a score, or a distribution that is pathwise in part. Of all costs that
+    leave the mean of the gradient alone, that is the largest.
+    """
     model_sites, guide_sites = samples(model_trace), samples(guide_trace)
     surrogate: Any = sum(site["log_prob_sum"] for site in model_sites)
     elbo = surrogate - sum(site["log_prob_sum"] for site in guide_sites)
 
+    whole = MultiFrameTensor()
     downstream: dict[str, MultiFrameTensor] = {}
+    followed = set()
     for site, sign in [(site, 1.0) for site in model_sites] + [(site, -1.0) for site in guide_sites]:
-        cost = sign * detach_provenance(site["log_prob"]).detach()
+        term = site["cond_indep_stack"], sign * site["log_prob"].detach()
+        whole.add(term)
         for name in origins(site):
-            downstream.setdefault(name, MultiFrameTensor()).add((site["cond_indep_stack"], cost))
+            downstream.setdefault(name, MultiFrameTensor()).add(term)
+            if name != site["name"]:
+                followed.add(name)
 
     scores = []
     for site in guide_sites:  # in the guide's order, so that a seed gives the same sums in every process
         _, score, entropy_term = site["score_parts"]
         if not is_identically_zero(entropy_term):
             surrogate = surrogate - entropy_term.sum()
-        if site["name"] in downstream and not is_identically_zero(score):
-            cost = downstream[site["name"]].sum_to(site["cond_indep_stack"])
-            scores.append(Score(site, detach_provenance(score), cost))
-    elbo, surrogate = detach_provenance(elbo), detach_provenance(surrogate)
+        if not is_identically_zero(score):
+            costs = downstream[site["name"]] if site["name"] in followed else whole
+            cost = costs.sum_to(site["cond_indep_stack"]).expand(site["log_prob"].shape)
+            scores.append(Score(site, score.expand(site["log_prob"].shape), cost))
     return Split(elbo.detach() if isinstance(elbo, Tensor) else elbo, surrogate, scores)

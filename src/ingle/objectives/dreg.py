@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.ops.provenance import detach_provenance, get_provenance
 from torch import Tensor
 
 from ingle.objectives.blocks import Block
 from ingle.objectives.multi_sample import MultiSample, shares
-from ingle.objectives.origins import Origins, marked, samples
+from ingle.objectives.origins import Origins, samples
 from ingle.objectives.refuse import refuse_rerun, refuse_score_sampled
-from ingle.objectives.sticking import with_values
-from ingle.objectives.stl import finished
+from ingle.objectives.runs import run_guide, run_model, weighed, with_values
+from ingle.objectives.sticking import stick
 
 __all__ = ["DReG_ELBO"]
 
@@ -50,19 +48,21 @@ class DReG_ELBO(MultiSample):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         refuse_rerun(self, guide)
-        with Origins(lambda site: True):
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            refuse_score_sampled(self, guide_trace, "VIMCO_ELBO or RLOO_ELBO")
+        with Origins(lambda site: True) as run:
+            given = run_guide(guide, args, kwargs)
+            refuse_score_sampled(self, given, "VIMCO_ELBO or RLOO_ELBO")
             taps = {
                 site["name"]: Tap(site)
-                for site in samples(guide_trace)
+                for site in samples(given)
                 if isinstance(site["value"], Tensor) and site["value"].requires_grad
             }
-            handed = with_values(guide_trace, {name: tap.value for name, tap in taps.items()})
-            model_trace = poutine.trace(poutine.replay(model, trace=handed)).get_trace(*args, **kwargs)
+            handed = with_values(given, {name: tap.value for name, tap in taps.items()})
+            model_trace, guide_trace = weighed(run_model(model, handed, args, kwargs), given, self.max_plate_nesting)
+            run.note(model_trace, guide_trace)
+        stick(guide, given, guide_trace, args, kwargs)
         for name, tap in taps.items():
             guide_trace.nodes[name]["tap"] = tap
-        return finished(model_trace, guide_trace, self.max_plate_nesting, guide, args, kwargs)
+        return model_trace, guide_trace
 
     def _surrogate(self, block: Block, bound: Tensor) -> Any:
         share = shares(block.log_weight, self.alpha)
@@ -84,14 +84,14 @@ class Tap:
     """
 
     def __init__(self, site: Any) -> None:
-        value = detach_provenance(site["value"])
+        value = site["value"]
         self._event_dim = site["fn"].event_dim
         passed = value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
         passed = passed.view_as(passed)
         passed.register_hook(self._weighed)
         self._rank = passed.dim() - self._event_dim
         self._weight: Tensor | None = None
-        self.value = marked(passed, get_provenance(site["value"]))
+        self.value = passed
 
     def open(self, weight: Tensor) -> None:
         """Have the weight, its last dimensions those of the batch of the site."""

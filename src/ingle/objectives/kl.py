@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
-from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from ingle.errors import OptionError, ProgramError
@@ -98,7 +97,7 @@ class KL:
             factor, least = self.factor(name, terms, memory), self.least(name, terms)
             if least:
                 count, scale = elements(terms[0]), terms[0]["scale"]
-                short = detach_provenance(_divergence(terms, guide_trace)).detach() < least * count
+                short = _divergence(terms, guide_trace).detach() < least * count
                 missing = missing + torch.where(short, least * count * scale * factor, 0.0)
                 factor = torch.where(short, 0.0, factor)
             for site in terms:

@@ -7,16 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
-from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import is_validation_enabled
-from pyro.util import check_if_enumerated
 from torch import Tensor
 
 from ingle.errors import OptionError
 from ingle.objectives.blocks import Block, Weights, weigh
 from ingle.objectives.estimator import Estimator, detached
-from ingle.objectives.origins import Origins
 from ingle.objectives.refuse import refuse_score_sampled
+from ingle.objectives.runs import marked_traces
 
 __all__ = ["MultiSample", "log_mean_exp", "shares", "without_weights"]
 
@@ -91,11 +88,11 @@ class MultiSample(Estimator):
         return weigh(traces, self.num_particles, vectorized=vectorized)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        with Origins(lambda site: True):
-            model_trace, guide_trace = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        if is_validation_enabled():
-            check_if_enumerated(guide_trace)
-        return model_trace, guide_trace
+        return marked_traces(_all, self.max_plate_nesting, model, guide, args, kwargs)
+
+
+def _all(site: Any) -> bool:
+    return True
 
 
 def without_weights(objective: object, options: dict[str, Any]) -> dict[str, Any]:

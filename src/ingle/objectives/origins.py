@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyro.distributions
 import pyro.util
 import torch
-from pyro.ops.provenance import ProvenanceTensor, get_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Origins", "marked", "origins", "samples", "score_sampled"]
+__all__ = ["Origins", "origins", "samples", "score_sampled"]
 
 _NONE: frozenset[str] = frozenset()
 
 
 class Origins(Messenger):
-    """Marks draws inside, and follows the marks through the arithmetic and through Python's own decisions.
+    """Marks draws inside, and follows the marks through every operation and through Python's own decisions.
 
     `if k > 0:` on a draw brings no number into what comes after it, but decides what that is. So whatever is sampled
-    after a draw was read on the host counts as computed from it; likewise after it was written into another tensor.
+    after a draw was read on the host counts as computed from it; likewise where a draw gives a tensor its shape.
+
+    Marks are kept beside the tensors, which stay what they are: a flow still knows its own draws.
 
     Args:
         marked: from a sample message to whether its draw is to be followed.
@@ -38,40 +41,65 @@ class Origins(Messenger):
     def __init__(self, marked: Callable[[Any], bool]) -> None:
         super().__init__()
         self._marked = marked
-        self._copies = _Copies(self)
-        self.decided = self._names = _NONE
+        self._decided = _NONE
+        self._marks = WeakIdKeyDictionary()
+        self._modes = (_Operations(self), _Reads(self))
 
     def __enter__(self) -> Any:
-        self.decided = self._names = _NONE
-        _ACTIVE.append(self)
-        self._copies.__enter__()
+        for mode in self._modes:
+            mode.__enter__()  # type: ignore[no-untyped-call]
         return super().__enter__()
 
     def __exit__(self, *reason: Any) -> Any:
-        self._copies.__exit__(*reason)
-        _ACTIVE.remove(self)
-        return super().__exit__(*reason)
+        try:
+            return super().__exit__(*reason)
+        finally:
+            for mode in reversed(self._modes):
+                mode.__exit__(*reason)  # type: ignore[no-untyped-call]
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
-        names = self.decided
-        msg["decided_by"] = names
-        if not msg["is_observed"]:
-            if self._marked(msg):
-                self._names |= {msg["name"]}
-                names = names | {msg["name"]}
-            msg["value"] = marked(msg["value"], names)
+        msg["decided_by"] = self._decided
+        if msg["is_observed"]:
+            return
+        if self._marked(msg):
+            msg["decided_by"] = self._decided | {msg["name"]}
+        if isinstance(msg["value"], Tensor):
+            self.mark(msg["value"], msg["decided_by"])
 
-    def decide(self, marks: frozenset[str]) -> None:
-        """What comes next may depend on draws of these marks."""
-        self.decided |= marks & self._names
+    def of(self, tensors: Iterable[Any]) -> frozenset[str]:
+        """The marks of tensors."""
+        found = _NONE
+        for tensor in tensors:
+            found |= self._marks.get(tensor, _NONE)
+            if tensor._base is not None:
+                found |= self._marks.get(tensor._base, _NONE)
+        return found
+
+    def mark(self, tensor: Tensor, names: frozenset[str]) -> None:
+        """Add marks to a tensor, and to what it is a view of."""
+        for part in (tensor, tensor._base):
+            if part is not None:
+                self._marks[part] = self._marks.get(part, _NONE) | names
+
+    def decide(self, tensors: Iterable[Any]) -> None:
+        """Python has seen numbers of tensors, and what comes next may depend on them."""
+        names = self.of(tensors)
+        if names and not names <= self._decided and not _checking():
+            self._decided |= names
+
+    def note(self, *traces: Any) -> None:
+        """Write into each sample site, its log_prob computed inside, what that was computed from."""
+        for trace in traces:
+            for site in samples(trace):
+                site["origins"] = self.of(_tensors(site["log_prob"])) | site.get("decided_by", _NONE)
 
 
 def origins(site: Any) -> frozenset[str]:
-    """The names of the marked draws that a term of a trace was computed from, with its `log_prob_sum` there."""
-    computed: frozenset[str] = get_provenance(site["log_prob_sum"])
-    return computed.union(site.get("decided_by", ()))
+    """The names of the marked draws that a term of a trace was computed from."""
+    noted: frozenset[str] = site["origins"]
+    return noted
 
 
 def score_sampled(msg: Any) -> bool:
@@ -84,88 +112,46 @@ def samples(trace: Any) -> list[Any]:
     return [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
 
 
-def marked(value: Any, names: frozenset[str]) -> Any:
-    """A draw with marks beside those that it has."""
-    if not isinstance(value, Tensor):
-        return value
-    if isinstance(value, ProvenanceTensor):
-        return _Marked(value._t, value._provenance | names)
-    return _Marked(value, names)
+class _Operations(TorchDispatchMode):
+    """Results have the marks of what they are computed from."""
 
+    def __init__(self, run: Origins) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._run = run
 
-class _Marked(ProvenanceTensor):
-    """A tensor with marks that its results have too: Pyro's, in a tenth of the time."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        marks, plain = _NONE, []
-        options: Any = {}
-        for part in args:
-            if type(part) is _Marked:
-                plain.append(part._t)
-                marks = marks | part._provenance if marks else part._provenance
-            elif isinstance(part, _NESTED):
-                value, more = _plain(part)
-                plain.append(value)
-                marks = marks | more
-            else:
-                plain.append(part)
+        run = self._run
+        given = _tensors(args)
         if kwargs:
-            options, more = _plain(dict(kwargs))
-            marks = marks | more
-        result = func(*plain, **options)
-        if _ACTIVE and (func in _READS or _writes(func, args, options, marks)):
-            _decide(marks)
-        return _with(result, marks)
+            given += _tensors(kwargs)
+        names = run.of(given)
+        result = func(*args, **(kwargs or {}))
+        if names:
+            for tensor in _tensors(result):
+                run.mark(tensor, names)
+            if func._schema.is_mutable:
+                for place, argument in enumerate(func._schema.arguments):
+                    if argument.alias_info is not None and argument.alias_info.is_write:
+                        value = args[place] if place < len(args) else (kwargs or {}).get(argument.name)
+                        for tensor in _tensors(value):
+                            run.mark(tensor, names)
+            if _by_values(func, args):
+                run.decide(given)
+        return result
 
 
-def _plain(tree: Any) -> tuple[Any, frozenset[str]]:
-    """Arguments without marks, and the marks."""
-    if isinstance(tree, ProvenanceTensor):
-        return tree._t, tree._provenance
-    if isinstance(tree, (list, tuple)):
-        parts = [_plain(part) if isinstance(part, _NESTED) else (part, _NONE) for part in tree]
-        values = [value for value, _ in parts]
-        plain = tuple(values) if type(tree) is tuple else values if type(tree) is list else tree
-        return plain, _NONE.union(*(marks for _, marks in parts))
-    if isinstance(tree, dict):
-        values, marks = _plain(list(tree.values()))
-        return dict(zip(tree, values, strict=True)), marks
-    return tree, _NONE
+def _by_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether numbers reach Python, or the shape of a result."""
+    if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        indices = args[1] if func is torch.ops.aten.index.Tensor else ()
+        return not indices or any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+    return False
 
 
-def _with(result: Any, marks: frozenset[str]) -> Any:
-    if isinstance(result, Tensor):
-        return marked(result, marks)
-    if isinstance(result, (list, tuple)) and any(isinstance(part, _NESTED) for part in result):
-        return type(result)([_with(part, marks) for part in result])
-    return result
-
-
-def _writes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], marks: frozenset[str]) -> bool:
-    """Whether marked numbers are put into a tensor that has not their marks, and that Python holds as it is."""
-    name = getattr(func, "__name__", "")
-    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-        return bool(args) and not marks <= get_provenance(args[0])
-    return kwargs.get("out") is not None
-
-
-def _decide(marks: frozenset[str]) -> None:
-    """Python has seen numbers with these marks, and whoever runs now may decide by them."""
-    if not marks:
-        return
-    frame: Any = sys._getframe(1)
-    while frame.f_code.co_name == "__torch_function__" or frame.f_code.co_filename == torch.overrides.__file__:
-        frame = frame.f_back
-    if not frame.f_code.co_filename.startswith(_CHECKS):
-        for run in _ACTIVE:
-            run.decide(marks)
-
-
-class _Copies(TorchFunctionMode):
-    """Notes tensors that are made from numbers of marked ones, whose marks stay behind."""
+class _Reads(TorchFunctionMode):
+    """Reads of numbers that no operation shows, and the one view that is none."""
 
     def __init__(self, run: Origins) -> None:
         super().__init__()
@@ -174,36 +160,53 @@ class _Copies(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _COPIES:
-            _decide(_plain([args, dict(kwargs or {})])[1])
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func in _READS:
+            self._run.decide(_tensors([args, kwargs or {}]))
+        elif func is _DATA:
+            self._run.mark(result, self._run.of(args))
+        return result
 
 
-_ACTIVE: list[Origins] = []
-_NESTED = (Tensor, list, tuple, dict)
-_COPIES = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
+_DATA: Any = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _READS = {
-    torch.Tensor.item,
     torch.Tensor.tolist,
     torch.Tensor.numpy,
     torch.Tensor.__array__,
-    torch.Tensor.__bool__,
-    torch.Tensor.__int__,
-    torch.Tensor.__float__,
-    torch.Tensor.__index__,
-    torch.Tensor.__complex__,
-    torch.Tensor.__contains__,
-    torch.Tensor.__format__,
-    torch.Tensor.is_nonzero,
-    torch.Tensor.equal,
-    torch.Tensor.allclose,
-    torch.equal,
-    torch.allclose,
-    torch.is_nonzero,
+    torch.Tensor.data_ptr,
+    torch.Tensor.new_tensor,
+    torch.tensor,  # copies the numbers of tensors in a list
+    torch.as_tensor,
+    torch.asarray,
 }
+
+
+def _tensors(tree: Any) -> list[Any]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, (list, tuple)):
+        return [tensor for part in tree for tensor in _tensors(part)]
+    if isinstance(tree, Mapping):
+        return _tensors(list(tree.values()))
+    return []
+
 
 # Distributions read what they check, and decide nothing by it.
 _CHECKS = (
     *(str(Path(str(module.__file__)).parent) for module in (torch.distributions, pyro.distributions)),
     str(pyro.util.__file__),
 )
+_TORCH = str(Path(str(torch.__file__)).parent)
+
+
+def _checking() -> bool:
+    """Whether a distribution reads, and not the program."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        if file.startswith(_CHECKS):
+            return True
+        if not (file.startswith(_TORCH) or name in ("__torch_function__", "__torch_dispatch__")):
+            return False
+        frame = frame.f_back
+    return False

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ingle.errors import OptionError, ProgramError
-from ingle.objectives.downstream import Score, marked_traces, split
+from ingle.objectives.downstream import Score, split
+from ingle.objectives.origins import score_sampled
+from ingle.objectives.runs import marked_traces
 from ingle.objectives.single_sample import SingleSample
 
 __all__ = ["RLOO_ELBO"]
@@ -52,7 +54,7 @@ class RLOO_ELBO(SingleSample):
             )
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return marked_traces(self.max_plate_nesting, model, guide, args, kwargs)
+        return marked_traces(score_sampled, self.max_plate_nesting, model, guide, args, kwargs)
 
     def _particles(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool

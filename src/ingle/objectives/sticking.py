@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
-from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from ingle.errors import ProgramError
 from ingle.objectives.origins import samples
+from ingle.objectives.runs import run_model, with_values
 
-__all__ = ["stick", "with_values"]
+__all__ = ["stick"]
 
 
-def stick(guide: Any, guide_trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def stick(guide: Any, given: Any, guide_trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Take the direct gradient of log q(z) out of a trace with score parts, in place; the values stay.
 
     The gradient of log q(z; phi) at z = z(phi) is one through z and one at fixed z. The second, the score, has
@@ -27,19 +25,19 @@ def stick(guide: Any, guide_trace: Any, args: tuple[Any, ...], kwargs: dict[str,
 
     Args:
         guide: that the trace is of.
-        guide_trace: with its subsampled rows, so that the second run has the same.
+        given: the same before its subsampled rows were taken out, so that the second run has them too.
+        guide_trace: with score parts.
         args, kwargs: of the guide.
 
     Raises:
         ProgramError: the second run gives another density, or none; noticed where Pyro's validation is on.
     """
     values = {
-        name: detach_provenance(site["value"]).detach()
-        for name, site in guide_trace.nodes.items()
+        name: site["value"].detach()
+        for name, site in given.nodes.items()
         if site["type"] == "sample" and isinstance(site["value"], Tensor)
     }
-    given = with_values(guide_trace, values)
-    again = poutine.trace(poutine.replay(guide, trace=given)).get_trace(*args, **kwargs)
+    again = run_model(guide, with_values(given, values), args, kwargs)
     for site in samples(guide_trace):
         if site["is_observed"] or site["name"] not in again.nodes:
             continue
@@ -54,14 +52,6 @@ def stick(guide: Any, guide_trace: Any, args: tuple[Any, ...], kwargs: dict[str,
         log_prob = scale_and_mask(log_prob, site["scale"], site["mask"])
         site["log_prob"], site["log_prob_sum"] = log_prob, log_prob.sum()
         site["score_parts"] = ScoreParts(log_prob, site["score_parts"].score_function, log_prob)
-
-
-def with_values(trace: Any, values: Mapping[str, Tensor]) -> Any:
-    """A copy of a trace with other values at some of its sites, to be replayed."""
-    other = poutine.Trace()
-    for name, site in trace.nodes.items():
-        other.add_node(name, **{**site, "value": values[name]} if name in values else site)
-    return other
 
 
 def _log_prob(site: Any) -> Tensor:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro import poutine
-from pyro.infer.util import is_validation_enabled
-from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_model_guide_match, check_site_shape
-
-from ingle.objectives.origins import samples
 from ingle.objectives.refuse import refuse_rerun, refuse_score_sampled
+from ingle.objectives.runs import run_guide, run_model, weighed
 from ingle.objectives.sticking import stick
 from ingle.objectives.trace import Trace_ELBO
 
@@ -44,23 +39,8 @@ class STL_ELBO(Trace_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         refuse_rerun(self, guide)
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        refuse_score_sampled(self, guide_trace, "RLOO_ELBO, TraceGraph_ELBO or Trace_ELBO")
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        return finished(model_trace, guide_trace, self.max_plate_nesting, guide, args, kwargs)
-
-
-def finished(
-    model_trace: Any, guide_trace: Any, max_plate_nesting: Any, guide: Any, args: Any, kwargs: Any
-) -> tuple[Any, Any]:
-    """Traces with their densities, checked as Pyro does, the direct gradient of log q taken out."""
-    checked = is_validation_enabled()
-    if checked:
-        check_model_guide_match(model_trace, guide_trace, max_plate_nesting)
-    guide_trace.compute_score_parts()
-    stick(guide, guide_trace, args, kwargs)
-    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-    model_trace.compute_log_prob()
-    for site in [*samples(model_trace), *samples(guide_trace)] if checked else ():
-        check_site_shape(site, max_plate_nesting)
-    return model_trace, guide_trace
+        given = run_guide(guide, args, kwargs)
+        refuse_score_sampled(self, given, "RLOO_ELBO, TraceGraph_ELBO or Trace_ELBO")
+        model_trace, guide_trace = weighed(run_model(model, given, args, kwargs), given, self.max_plate_nesting)
+        stick(guide, given, guide_trace, args, kwargs)
+        return model_trace, guide_trace

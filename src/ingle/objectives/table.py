@@ -60,19 +60,19 @@ class TableWatch(Messenger):
         if tensor.numel() < _COMBINATIONS or not self._latents:
             return
         # Its last dimensions are plates and events; how many of these it has is not known, so its first ones count.
-        sizes = [size for size in tensor.shape[: max(0, tensor.dim() - self._nesting)] if size > 1]
-        combinations = math.prod(sizes) if len(sizes) > 1 else 1
+        left = [size for size in tensor.shape[: max(0, tensor.dim() - self._nesting)] if size > 1]
+        combinations = math.prod(left) if len(left) > 1 else 1
         known = math.prod(size for _, size in self._latents.values())
         combinations = min(combinations, known)
         large = combinations >= _FEW and tensor.nbytes > _SHARE * _memory(tensor.device)
         if combinations >= _COMBINATIONS or large:
             names = [name for name, _ in self._latents.values()]
-            told = " x ".join(str(size) for _, size in self._latents.values())
+            sizes = " x ".join(str(size) for _, size in self._latents.values())
+            told = sizes if len(names) <= 6 else f"{len(names)} latents"
             raise ProgramError(
-                f"summing out {', '.join(names[:6])}{', …' if len(names) > 6 else ''} takes a table of at least {known:,} "
-                f"combinations ({told if len(names) <= 6 else f'{len(names)} latents'}), of which a tensor of shape "
-                f"{tuple(tensor.shape)} was met: sample them in the guide, for RLOO_ELBO, or put latents that do not "
-                "depend on each other in a plate"
+                f"summing out {', '.join(names[:6])}{', …' if len(names) > 6 else ''} takes a table of at least "
+                f"{known:,} combinations ({told}), of which a tensor of shape {tuple(tensor.shape)} was met: sample "
+                "them in the guide, for RLOO_ELBO, or put latents that do not depend on each other in a plate"
             )
 
 

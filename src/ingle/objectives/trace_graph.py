@@ -8,8 +8,9 @@ from typing import Any
 import pyro.infer
 
 from ingle.objectives.baseline import Baselines, subsampling
-from ingle.objectives.downstream import marked_traces, split
-from ingle.objectives.origins import samples
+from ingle.objectives.downstream import split
+from ingle.objectives.origins import samples, score_sampled
+from ingle.objectives.runs import marked_traces
 from ingle.objectives.single_sample import SingleSample
 
 __all__ = ["TraceGraph_ELBO"]
@@ -50,7 +51,7 @@ class TraceGraph_ELBO(SingleSample, pyro.infer.TraceGraph_ELBO):
         return None
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return marked_traces(self.max_plate_nesting, model, guide, args, kwargs)
+        return marked_traces(score_sampled, self.max_plate_nesting, model, guide, args, kwargs)
 
     def _particles(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool
