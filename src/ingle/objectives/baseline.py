@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ingle.errors import ProgramError
 from ingle.objectives.downstream import Score
-from ingle.objectives.memory import Memory
+from ingle.program import Memory
 
 __all__ = ["Baselines", "subsampling"]
 

@@ -23,12 +23,12 @@ class DReG_ELBO(MultiSample):
         grad_phi = sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi),   grad_theta = sum_k v_k grad_theta log p(x, z_k),
 
     v_k = w_k / sum_l w_l. The score of the guide, which `IWAE_ELBO` has beside the path through the draws, is
-    reparameterised once more, and its noise goes with it: the signal to noise of the guide's gradient rises with K,
+    reparameterised once more, and its noise goes with it: as K grows the signal to noise of the guide's gradient rises,
     where that of `IWAE_ELBO` falls. With K = 1 it is `STL_ELBO`.
 
     Unbiased for the parameters of the guide, and for those of the model; not for one that both share. Told for each
     datum where the latents are local (see `MultiSample`). Costs K runs of the pair, all in memory, and K more of the
-    guide. Every site of the guide must be reparameterised, and a flow needs an inverse.
+    guide, whose running statistics move twice. Every site of the guide must be reparameterised, and a flow needs an inverse.
 
     Args:
         num_particles: K.

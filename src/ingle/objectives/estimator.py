@@ -10,8 +10,8 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from ingle.objectives.memory import Memory
 from ingle.options import positive_integer
+from ingle.program import Memory
 
 __all__ = ["Estimator", "detached"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ingle.errors import OptionError, ProgramError
-from ingle.objectives.memory import Memory
 from ingle.objectives.origins import samples
+from ingle.program import Memory
 
 __all__ = ["KL", "Anneal"]
 
@@ -93,10 +94,10 @@ class KL:
             What the terms of the traces lack of the loss, in nats, without a gradient: the part that free bits fill.
         """
         missing: Any = 0.0
-        for name, terms in self._latents(model_trace, guide_trace).items():
+        for name, terms in self.latents(model_trace, guide_trace).items():
             factor, least = self.factor(name, terms, memory), self.least(name, terms)
             if least:
-                count, scale = elements(terms[0]), terms[0]["scale"]
+                count, scale = elements(terms[0]), _scalar_scale(name, terms[0])
                 short = _divergence(terms, guide_trace).detach() < least * count
                 missing = missing + torch.where(short, least * count * scale * factor, 0.0)
                 factor = torch.where(short, 0.0, factor)
@@ -108,7 +109,8 @@ class KL:
         """The divergence of one latent that was found by formula, a scalar with its scale, as it counts."""
         least = self.least(name, terms)
         if least:
-            divergence = torch.clamp(divergence, min=least * elements(terms[0]) * terms[0]["scale"])
+            bits = least * elements(terms[0]) * _scalar_scale(name, terms[0])
+            divergence = torch.as_tensor(divergence).clamp(min=bits)
         return self.factor(name, terms, memory) * divergence
 
     def factor(self, name: str, terms: list[Any], memory: Memory) -> Any:
@@ -136,7 +138,7 @@ class KL:
 
     def check(self, model_trace: Any, guide_trace: Any) -> None:
         """Raises `ProgramError` where a name is none of the latents' nor of their plates'."""
-        latents = self._latents(model_trace, guide_trace)
+        latents = self.latents(model_trace, guide_trace)
         known = [*latents, *dict.fromkeys(plate for terms in latents.values() for plate in _plates(terms))]
         for option, given in (("kl_scale", self.scale), ("free_bits", self.free_bits)):
             unknown = [name for name in given if name not in known] if isinstance(given, Mapping) else []
@@ -149,7 +151,7 @@ class KL:
     def _now(self, factor: float | Anneal, memory: Memory) -> Any:
         return factor.at(_steps(memory)) if isinstance(factor, Anneal) else factor
 
-    def _latents(self, model_trace: Any, guide_trace: Any) -> dict[str, list[Any]]:
+    def latents(self, model_trace: Any, guide_trace: Any) -> dict[str, list[Any]]:
         """The terms of each latent in both traces, the model's first; all in one where they cannot be told apart."""
         found = {
             site["name"]: [site, guide_trace.nodes[site["name"]]]
@@ -202,6 +204,13 @@ def _scale(site: Any, factor: Any) -> None:
         site["score_parts"] = ScoreParts(site["log_prob"], parts.score_function, entropy)
 
 
+def _scalar_scale(name: str, site: Any) -> Any:
+    scale = site["scale"]
+    if isinstance(scale, Tensor) and scale.dim():
+        raise ProgramError(f"free_bits want one poutine.scale for all of latent {name!r}, and it has one for each row")
+    return scale
+
+
 def _plates(terms: list[Any]) -> list[str]:
     return list(dict.fromkeys(frame.name for site in terms for frame in site["cond_indep_stack"]))
 
@@ -217,6 +226,5 @@ def _entries(name: str, given: Any) -> list[tuple[str, Any]]:
 
 
 def _not_negative(name: str, value: object) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
         raise OptionError(f"{name} must be a finite number, 0 or more, got {value!r}")

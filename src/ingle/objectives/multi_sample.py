@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ingle.errors import OptionError
@@ -81,7 +83,8 @@ class MultiSample(Estimator):
         return surrogate
 
     def _weights(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Weights:
-        traces = list(self._get_traces(model, guide, args, kwargs))
+        with _SameRows():
+            traces = list(self._get_traces(model, guide, args, kwargs))
         if self._pathwise:
             refuse_score_sampled(self, traces[0][1], _SERVING)
         vectorized = self.vectorize_particles and self.num_particles > 1
@@ -93,6 +96,22 @@ class MultiSample(Estimator):
 
 def _all(site: Any) -> bool:
     return True
+
+
+class _SameRows(Messenger):
+    """The rows that a plate draws for one particle are those of the particles after it: weights of the same data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and not msg["done"] and msg["name"] in self._rows:
+            msg["value"], msg["done"] = self._rows[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._rows[msg["name"]] = msg["value"]
 
 
 def without_weights(objective: object, options: dict[str, Any]) -> dict[str, Any]:

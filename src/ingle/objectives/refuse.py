@@ -18,10 +18,12 @@ def refuse_score_sampled(objective: object, guide_trace: Any, serving: str) -> N
     for site in samples(guide_trace):
         if not site["is_observed"] and score_sampled(site):
             kind = type(site["fn"]).__name__
-            summed = ", or TraceEnum_ELBO, which sums it out" if getattr(site["fn"], "has_enumerate_support", 0) else ""
+            other = ""
+            if getattr(site["fn"], "has_enumerate_support", False):
+                other = "; or leave it out of the guide, and TraceEnum_ELBO sums it out"
             raise ProgramError(
                 f"{type(objective).__name__} wants a pathwise gradient at every site of the guide, and site "
-                f"{site['name']!r}, a {kind}, has none: use {serving}{summed}"
+                f"{site['name']!r}, a {kind}, has none: use {serving}{other}"
             )
 
 

@@ -28,9 +28,10 @@ class RLOO_ELBO(SingleSample):
     plates of z_j, each element with a baseline of its own. All other sites have pathwise gradients.
 
     The default of `fit` for guides with discrete sites that are not summed out. Unbiased, since the baseline of a
-    particle knows nothing of its draw; no parameter, nothing to learn. Costs K runs of the pair, all in memory; with
-    K = 4 the variance of each is within a third of that with the best constant. Where every site is pathwise it is
-    `Trace_ELBO` with K particles. Baselines that the guide asks for are not used.
+    particle knows nothing of its draw; no parameter, nothing to learn. What it gains over `TraceGraph_ELBO` is the
+    part of the cost that all draws share: much where a draw decides over many data, less where its cost is a few nats.
+    Costs K runs of the pair, all in memory; few particles are enough. Where every site is pathwise it is `Trace_ELBO`
+    with K particles. Baselines that the guide asks for are not used.
 
     Args:
         num_particles: K, 2 or more.

@@ -12,6 +12,8 @@ from torch.distributions import kl_divergence
 
 from ingle.errors import ProgramError
 from ingle.objectives.estimator import detached
+from ingle.objectives.origins import samples
+from ingle.objectives.refuse import refuse_score_sampled
 from ingle.objectives.single_sample import SingleSample
 
 __all__ = ["TraceMeanField_ELBO"]
@@ -34,28 +36,19 @@ class TraceMeanField_ELBO(SingleSample, pyro.infer.TraceMeanField_ELBO):
     """
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
-        elbo: Any = 0.0
-        for name, site in model_trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            if site["is_observed"]:
-                elbo = elbo + site["log_prob_sum"]
-                continue
-            guide_site = guide_trace.nodes[name]
-            _check(guide_site)
-            divergence = _divergence(guide_site, site)
+        refuse_score_sampled(self, guide_trace, "RLOO_ELBO, TraceGraph_ELBO or Trace_ELBO")
+        elbo: Any = sum(site["log_prob_sum"] for site in samples(model_trace) if site["is_observed"])
+        elbo = elbo - sum(_entropy_term(site) for site in samples(guide_trace) if site["is_observed"])
+        for name, terms in self._kl.latents(model_trace, guide_trace).items():
+            for site in terms[1:] if len(terms) > 1 else terms:
+                _check(site, model_trace)
+            divergence = _divergence(terms[1], terms[0]) if len(terms) == 2 and _has_density(terms[1]) else None
             if divergence is None:
-                divergence = guide_site["score_parts"].entropy_term.sum() - site["log_prob_sum"]
-            elbo = elbo - self._kl.clamped(name, [site, guide_site], divergence, self.memory)
-        for name, guide_site in guide_trace.nodes.items():
-            if guide_site["type"] == "sample" and name not in model_trace.nodes:
-                if not guide_site["infer"].get("is_auxiliary"):
-                    raise ProgramError(
-                        f"guide site {name!r} is not in the model; sample it there, or mark it in the guide with "
-                        'infer={"is_auxiliary": True}'
-                    )
-                _check(guide_site)
-                elbo = elbo - guide_site["score_parts"].entropy_term.sum()
+                divergence = sum(
+                    -site["log_prob_sum"] if site is model_trace.nodes.get(site["name"]) else _entropy_term(site)
+                    for site in terms
+                )
+            elbo = elbo - self._kl.clamped(name, terms, divergence, self.memory)
         return detached(-elbo), -elbo
 
     def _weigh(self, model_trace: Any, guide_trace: Any) -> float:
@@ -64,9 +57,24 @@ class TraceMeanField_ELBO(SingleSample, pyro.infer.TraceMeanField_ELBO):
         return 0.0
 
 
-def _check(guide_site: Any) -> None:
+def _check(guide_site: Any, model_trace: Any) -> None:
+    if guide_site["name"] not in model_trace.nodes and not guide_site["infer"].get("is_auxiliary"):
+        raise ProgramError(
+            f"guide site {guide_site['name']!r} is not in the model; sample it there, or mark it in the guide with "
+            'infer={"is_auxiliary": True}'
+        )
     if is_validation_enabled():
         check_fully_reparametrized(guide_site)
+
+
+def _has_density(guide_site: Any) -> bool:
+    """No point mass: where an autoguide puts a transformed draw, its density stands beside the value."""
+    return type(guide_site["fn"]).__name__ != "Delta"
+
+
+def _entropy_term(guide_site: Any) -> Any:
+    term = guide_site["score_parts"].entropy_term
+    return term.sum() if isinstance(term, Tensor) else term
 
 
 def _divergence(guide_site: Any, model_site: Any) -> Any:

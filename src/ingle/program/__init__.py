@@ -11,6 +11,7 @@ from ingle.program.guides import GuideName
 from ingle.program.handlers import Given, Unobserve
 from ingle.program.held import Places, find_places
 from ingle.program.identity import changed_arguments, describe, difference, digests
+from ingle.program.memory import Memory
 from ingle.program.modules import buffers_kept, buffers_of, find_modules, modules_kept
 from ingle.program.own import OwnState, state_of_its_own
 from ingle.program.place import GONE, Place
@@ -28,6 +29,7 @@ __all__ = [
     "Finding",
     "Given",
     "GuideName",
+    "Memory",
     "OwnState",
     "Place",
     "Places",

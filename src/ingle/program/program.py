@@ -20,6 +20,7 @@ from ingle.data import Data
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe
 from ingle.program.handlers import Given, Leaves, Rows, Unobserve
+from ingle.program.memory import Memory
 from ingle.program.modules import at_rest, buffers_of, find_modules
 from ingle.program.sites import Site, read_sites
 from ingle.program.typical import drawn_value
@@ -61,7 +62,7 @@ class Program:
     model_leaves: Leaves
     guide_leaves: Leaves
     hidden: frozenset[str] = frozenset()
-    memory: torch.nn.Module = field(default_factory=torch.nn.Module, repr=False)
+    memory: Memory = field(default_factory=Memory, repr=False)
     followed: dict[frozenset[str], frozenset[str]] = field(default_factory=dict, repr=False)
     _sides: tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 

@@ -37,7 +37,7 @@ class Values:
         return {
             "leaves": {name: leaf.detach().clone() for name, leaf in self._program.leaves().items()},
             "buffers": {name: buffer.clone() for name, buffer in self._buffers().items()},
-            "memory": {name: tensor.clone() for name, tensor in self._program.memory.named_buffers()},
+            "memory": self._program.memory.capture(),
             "others": {name: value.detach().clone() for name, value in self._others().items()},
         }
 
@@ -54,9 +54,7 @@ class Values:
         for name, buffer in self._buffers().items():
             if name in state["buffers"]:
                 buffer.copy_(state["buffers"][name])
-        for name, tensor in program.memory.named_buffers():
-            if name in state["memory"]:
-                tensor.copy_(state["memory"][name])
+        program.memory.restore(state["memory"])
         for name in self._others():
             del store[name]
         for name, value in state["others"].items():
