@@ -333,3 +333,72 @@ ASSIGNED = Known(mixture, mixture_guide, MIXTURE, mixture_elbo)
 GAUSSIAN = Known(linear, linear_guide, LINEAR, linear_elbo)
 BRANCHING = Known(branching, branching_guide, {"g": 0.3, "noise": 0.1}, branching_elbo)
 BRANCHED = Known(branched, branched_guide, {"g": 0.3, "noise": 0.1, "c": 0.2, "s": -0.5}, branched_elbo)
+
+
+# Latents of each datum alone.
+
+LOCAL = {"p": 0.3, "noise": -0.2, "s": -0.1, "a": [-0.5, 0.2, 0.7, 0.4]}
+
+
+def local(copies: int, rows: int = 4) -> None:
+    with copied(copies), pyro.plate("data", 4, subsample_size=rows, dim=-1) as i:
+        z = pyro.sample("z", dist.Normal(leaf("p"), 1.0))
+        pyro.sample("y", dist.Normal(z, leaf("noise").exp()), obs=Y[i])
+
+
+def local_guide(copies: int, rows: int = 4) -> None:
+    with copied(copies), pyro.plate("data", 4, subsample_size=rows, dim=-1) as i:
+        pyro.sample("z", dist.Normal(leaf("a")[..., i], leaf("s").exp()))
+
+
+def local_log_weight(v: Values, z: Tensor) -> Tensor:
+    """Of draws of shape (..., 4)."""
+    return normal(z, v["p"], 0.0) + normal(Y, z, v["noise"]) - normal(z, v["a"], v["s"])
+
+
+def local_pair_bound(v: Values, alpha: float = 0.0) -> Tensor:
+    """Of two particles, by quadrature over both."""
+    nodes, weights = hermite(80)
+    powers = (1 - alpha) * local_log_weight(v, v["a"] + v["s"].exp() * nodes.unsqueeze(-1))
+    bounds = (torch.logaddexp(powers.unsqueeze(0), powers.unsqueeze(1)) - math.log(2)) / (1 - alpha)
+    return (weights.reshape(-1, 1, 1) * weights.reshape(-1, 1) * bounds).sum()
+
+
+def local_evidence(v: Values) -> Tensor:
+    return normal(Y, v["p"], 0.5 * (1 + (2 * v["noise"]).exp()).log()).sum()
+
+
+SWITCH = {"g": [0.4, -0.3, 0.2, 0.9], "c": 0.2, "s": -0.3, "noise": -0.2}
+
+
+def switch(copies: int, rows: int = 4) -> None:
+    with copied(copies), pyro.plate("data", 4, subsample_size=rows, dim=-1) as i:
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.4)))
+        z = pyro.sample("z", dist.Normal(2.0 * k - 0.5, 1.0))
+        pyro.sample("y", dist.Normal(z, leaf("noise").exp()), obs=Y[i])
+
+
+def switch_guide(copies: int, rows: int = 4) -> None:
+    with copied(copies), pyro.plate("data", 4, subsample_size=rows, dim=-1) as i:
+        k = pyro.sample("k", dist.Bernoulli(logits=leaf("g")[..., i]))
+        pyro.sample("z", dist.Normal(leaf("c") + 0.8 * k, leaf("s").exp()))
+
+
+def switch_pair_bound(v: Values) -> Tensor:
+    """Of two particles: a sum over both switches, quadrature over both normals."""
+    nodes, weights = hermite(80)
+    log_weights, chances = [], []
+    for k in (0.0, 1.0):
+        loc = v["c"] + 0.8 * k
+        z = (loc + v["s"].exp() * nodes).unsqueeze(-1)
+        log_q = bernoulli(k, v["g"])
+        log_p = bernoulli(k, math.log(0.4 / 0.6)) + normal(z, 2.0 * k - 0.5, 0.0) + normal(Y, z, v["noise"])
+        log_weights.append(log_p - log_q - normal(z, loc, v["s"]))
+        chances.append(log_q.exp() * weights.unsqueeze(-1))
+    w, q = torch.cat(log_weights), torch.cat(chances)
+    bounds = torch.logaddexp(w.unsqueeze(0), w.unsqueeze(1)) - math.log(2)
+    return (q.unsqueeze(0) * q.unsqueeze(1) * bounds).sum()
+
+
+ALONE = Known(local, local_guide, LOCAL, local_pair_bound)
+SWITCHED = Known(switch, switch_guide, SWITCH, switch_pair_bound)
