@@ -52,20 +52,26 @@ class Known:
         return dict(zip(values, found, strict=True))
 
 
-def drawn(elbo: Any, known: Known, runs: int, copies: int = 0, *args: Any) -> dict[str, Tensor]:
-    """The gradient of each run, its mean where there are copies; runs first."""
+def every(elbo: Any, known: Known, runs: int, copies: int = 0, *args: Any) -> dict[str, Tensor]:
+    """The gradient of each copy in each run, runs and copies first."""
     for name, value in known.values().items():
         pyro.param(name, value.expand(copies, *(value.shape or (1,))).clone() if copies else value)
     kept: dict[str, list[Tensor]] = {name: [] for name in known.start}
     for _ in range(runs):
-        for leaf in leaves().values():
-            leaf.grad = None
+        for parameter in leaves().values():
+            parameter.grad = None
         elbo.loss_and_grads(known.model, known.guide, copies, *args)
         for name, gradients in kept.items():
             gradient = leaves()[name].grad
             assert gradient is not None
-            gradients.append(gradient.mean(0).reshape(known.values()[name].shape) if copies else gradient)
-    return {name: torch.stack(gradients) for name, gradients in kept.items()}
+            gradients.append(gradient)
+    shapes = {name: (runs, copies or 1, *value.shape) for name, value in known.values().items()}
+    return {name: torch.stack(gradients).reshape(shapes[name]) for name, gradients in kept.items()}
+
+
+def drawn(elbo: Any, known: Known, runs: int, copies: int = 0, *args: Any) -> dict[str, Tensor]:
+    """The gradient of each run, its mean where there are copies; runs first."""
+    return {name: gradients.mean(1) for name, gradients in every(elbo, known, runs, copies, *args).items()}
 
 
 def scores(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Tensor:
