@@ -114,6 +114,18 @@ def bernoulli(x: Any, logit: Any) -> Tensor:
     return x * logit - softplus(logit)
 
 
+def elbo_of(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """A sum over states."""
+    return (log_q.exp() * (log_p - log_q)).sum()
+
+
+def pair_bound_of(log_p: Tensor, log_q: Tensor, alpha: float = 0.0) -> Tensor:
+    """Of two particles: a sum over all pairs of states."""
+    powers = (1 - alpha) * (log_p - log_q)
+    bounds = (torch.logaddexp(powers.unsqueeze(0), powers.unsqueeze(1)) - math.log(2)) / (1 - alpha)
+    return ((log_q.unsqueeze(0) + log_q.unsqueeze(1)).exp() * bounds).sum()
+
+
 def leaf(name: str) -> Tensor:
     value: Tensor = pyro.param(name)
     return value
@@ -172,16 +184,11 @@ def chain_states(v: Values) -> tuple[Tensor, Tensor]:
 
 
 def chain_elbo(v: Values) -> Tensor:
-    log_p, log_q = chain_states(v)
-    return (log_q.exp() * (log_p - log_q)).sum()
+    return elbo_of(*chain_states(v))
 
 
 def chain_pair_bound(v: Values, alpha: float = 0.0) -> Tensor:
-    """Of two particles: a sum over all pairs of states."""
-    log_p, log_q = chain_states(v)
-    powers = (1 - alpha) * (log_p - log_q)
-    bounds = (torch.logaddexp(powers.unsqueeze(0), powers.unsqueeze(1)) - math.log(2)) / (1 - alpha)
-    return ((log_q.unsqueeze(0) + log_q.unsqueeze(1)).exp() * bounds).sum()
+    return pair_bound_of(*chain_states(v), alpha)
 
 
 # A mixture, its assignments drawn; all rows of the data, or some.
@@ -302,12 +309,18 @@ def branching_guide(copies: int) -> None:
     pyro.sample("b", dist.Bernoulli(logits=leaf("g")))
 
 
+def branching_states(v: Values) -> tuple[Tensor, Tensor]:
+    """log p and log q of both states."""
+    b, loc = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    return bernoulli(b, math.log(0.4 / 0.6)) + normal(X, loc, v["noise"]), bernoulli(b, v["g"])
+
+
 def branching_elbo(v: Values) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for b, loc in ((0.0, -1.0), (1.0, 2.0)):
-        log_q = bernoulli(b, v["g"])
-        total = total + log_q.exp() * (bernoulli(b, math.log(0.4 / 0.6)) + normal(X, loc, v["noise"]) - log_q)
-    return total
+    return elbo_of(*branching_states(v))
+
+
+def branching_pair_bound(v: Values) -> Tensor:
+    return pair_bound_of(*branching_states(v))
 
 
 def branched(copies: int) -> None:

@@ -29,7 +29,6 @@ class Pair:
     """A model and a guide with one sampled site, which has a constant baseline once there is one."""
 
     baseline: Tensor | None = None
-    nesting = 2
 
     @property
     def infer(self) -> dict[str, Any]:
