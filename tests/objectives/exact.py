@@ -63,8 +63,8 @@ def every(elbo: Any, known: Known, runs: int, copies: int = 0, *args: Any) -> di
         elbo.loss_and_grads(known.model, known.guide, copies, *args)
         for name, gradients in kept.items():
             gradient = leaves()[name].grad
-            assert gradient is not None
-            gradients.append(gradient)
+            gradients.append(torch.zeros_like(leaves()[name]) if gradient is None else gradient)
+    assert all(any(bool(gradient.any()) for gradient in gradients) for gradients in kept.values())
     shapes = {name: (runs, copies or 1, *value.shape) for name, value in known.values().items()}
     return {name: torch.stack(gradients).reshape(shapes[name]) for name, gradients in kept.items()}
 
@@ -346,11 +346,31 @@ def branched_elbo(v: Values) -> Tensor:
     return total
 
 
+def forking(copies: int) -> None:
+    """The second switch is there where the first is on."""
+    level = pyro.sample("b", dist.Bernoulli(torch.tensor(0.4)))
+    if level:
+        level = level + pyro.sample("c", dist.Bernoulli(torch.tensor(0.7)))
+    pyro.sample("y", dist.Normal(level, leaf("noise").exp()), obs=torch.tensor(X))
+
+
+def forking_guide(copies: int) -> None:
+    if pyro.sample("b", dist.Bernoulli(logits=leaf("g"))):
+        pyro.sample("c", dist.Bernoulli(logits=leaf("h")))
+
+
+def forking_elbo(v: Values) -> Tensor:
+    b, c = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    log_p = bernoulli(b, math.log(0.4 / 0.6)) + b * bernoulli(c, math.log(0.7 / 0.3)) + normal(X, b + c, v["noise"])
+    return elbo_of(log_p, bernoulli(b, v["g"]) + b * bernoulli(c, v["h"]))
+
+
 CHAINED = Known(chain, chain_guide, CHAIN, chain_elbo)
 MIXED_UP = Known(mixed, mixed_guide, MIXED, mixed_elbo)
 ASSIGNED = Known(mixture, mixture_guide, MIXTURE, mixture_elbo)
 GAUSSIAN = Known(linear, linear_guide, LINEAR, linear_elbo)
 BRANCHING = Known(branching, branching_guide, {"g": 0.3, "noise": 0.1}, branching_elbo)
+FORKING = Known(forking, forking_guide, {"g": 0.3, "h": -0.2, "noise": -0.4}, forking_elbo)
 BRANCHED = Known(branched, branched_guide, {"g": 0.3, "noise": 0.1, "c": 0.2, "s": -0.5}, branched_elbo)
 
 
