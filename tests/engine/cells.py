@@ -310,7 +310,7 @@ ROWS: dict[str, Cell] = {
     "particles": lambda: pair(line, "normal", objective=trace(3)),
     "vectorised particles": lambda: pair(line, "normal", objective=trace(3, True)),
     "vectorised particles, TraceGraph": lambda: pair(
-        assigned, assigned_guide, objective=pyro.infer.TraceGraph_ELBO(2, 1, vectorize_particles=True)
+        local_switch, local_switch_guide, objective=pyro.infer.TraceGraph_ELBO(2, 1, vectorize_particles=True)
     ),
 }
 

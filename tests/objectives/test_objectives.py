@@ -182,11 +182,55 @@ def test_mean_field_is_checked_under_validation_alone() -> None:
 
     with pytest.warns(UserWarning, match="Failed to verify mean field"):
         elbo.loss_and_grads(without_formula, crossed, Y)
-    with pytest.raises(NotImplementedError, match="fully reparameterized"):
-        elbo.loss_and_grads(switch, sampled, Y)
     with validation(False):
         elbo.loss_and_grads(without_formula, crossed, Y)
-        elbo.loss_and_grads(switch, sampled, Y)
+    for checked in (True, False):
+        with validation(checked), pytest.raises(ProgramError, match=r"site 'k', a Bernoulli, has none: use RLOO_ELBO"):
+            elbo.loss_and_grads(switch, sampled, Y)
+
+
+def test_mean_field_counts_the_whole_divergence_of_a_transformed_draw() -> None:
+    """AutoNormal puts the logarithm of a scale into an auxiliary site; Pyro forgets the density of the rest."""
+
+    def model(y: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+    found = []
+    for home, name in (
+        (objectives, "TraceMeanField_ELBO"),
+        (objectives, "Trace_ELBO"),
+        (pyro.infer, "TraceMeanField_ELBO"),
+    ):
+        pyro.clear_param_store()
+        guide = pyro.infer.autoguide.AutoNormal(model)
+        pyro.set_rng_seed(0)
+        getattr(home, name)().loss_and_grads(model, guide, Y)
+        found.append(next(value for name, value in gradients().items() if ".locs." in name))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+    assert float((found[2] - found[1]).abs()) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_particles_that_mix_are_refused() -> None:
+    """Pyro takes the average of such a log_prob for that of the particles."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("components", 2):
+            locs = pyro.sample("locs", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.4, 0.6])))
+            pyro.sample("y", dist.Normal(locs[..., k], 0.7), obs=y)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("components", 2):
+            pyro.sample("locs", dist.Normal(real("loc", 2), 0.5))
+        with pyro.plate("data", len(y)):
+            pyro.sample("k", dist.Categorical(logits=real("logits", 8, 2)))
+
+    for kind in (objectives.Trace_ELBO, objectives.TraceGraph_ELBO, objectives.RLOO_ELBO, objectives.VIMCO_ELBO):
+        with pytest.raises(ProgramError, match=r"site 'y' of the model has a log_prob of shape \(3, 3, 8\)"):
+            kind(num_particles=3, vectorize_particles=True, max_plate_nesting=1).loss(model, guide, Y)
 
 
 def test_mean_field_names_a_site_at_fault() -> None:

@@ -15,7 +15,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ingle.objectives import IWAE_ELBO, RLOO_ELBO, DReG_ELBO, TraceGraph_ELBO
-from ingle.objectives.downstream import marked_traces, split
+from ingle.objectives.downstream import split
+from ingle.objectives.origins import score_sampled
+from ingle.objectives.runs import marked_traces
 from ingle.runtime import validation
 
 
@@ -123,7 +125,7 @@ def constants(pair: Pair, runs: int) -> dict[str, Tensor | None]:
     squares: Any = 0.0
     with torch.no_grad():
         for _ in range(runs):
-            (score,) = split(*marked_traces(2, pair.model, pair.guide, (), {})).scores
+            (score,) = split(*marked_traces(score_sampled, 2, pair.model, pair.guide, (), {})).scores
             fn, value = score.site["fn"], score.site["value"]
             if fn.has_enumerate_support and fn.probs.shape == value.shape:
                 square = (value - fn.probs).square()

@@ -28,7 +28,8 @@ class DReG_ELBO(MultiSample):
 
     Unbiased for the parameters of the guide, and for those of the model; not for one that both share. Told for each
     datum where the latents are local (see `MultiSample`). Costs K runs of the pair, all in memory, and K more of the
-    guide, whose running statistics move twice. Every site of the guide must be reparameterised, and a flow needs an inverse.
+    guide, whose running statistics move twice. Every site of the guide must be reparameterised, and a flow needs an
+    inverse.
 
     Args:
         num_particles: K.

@@ -10,6 +10,8 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from ingle.errors import ProgramError
+from ingle.objectives.origins import samples
 from ingle.options import positive_integer
 from ingle.program import Memory
 
@@ -42,9 +44,23 @@ class Estimator(pyro.infer.ELBO):
     def _particles(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool
     ) -> Iterator[tuple[Any, Any]]:
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+        for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
             yield loss / self.num_particles, surrogate / self.num_particles
+
+    def _traces(
+        self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Traces of model and guide, a pair for each particle, or one pair for all of them.
+
+        Raises:
+            ProgramError: particles that run together have mixed.
+        """
+        for pair in self._get_traces(model, guide, args, kwargs):
+            if self.vectorize_particles and self.num_particles > 1:
+                for role, trace in zip(("model", "guide"), pair, strict=True):
+                    _refuse_mixed(role, trace, int(self.max_plate_nesting), self.num_particles)
+            yield pair
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         """The loss of one pair of traces, without a gradient, and the surrogate whose gradient is taken."""
@@ -115,6 +131,18 @@ class Estimator(pyro.infer.ELBO):
                 surrogate.backward(retain_graph=self.retain_graph)
             total = total + loss
         return _read(total)
+
+
+def _refuse_mixed(role: str, trace: Any, nesting: int, particles: int) -> None:
+    for site in samples(trace):
+        shape = tuple(site["log_prob"].shape)
+        if len(shape) > nesting:
+            raise ProgramError(
+                f"site {site['name']!r} of the {role} has a log_prob of shape {shape} where {particles} particles run "
+                f"together in dimension {-nesting}: some operation has mixed the particles, such as an index or a sum "
+                "that counts dimensions from the left. Write it for dimensions in front of all plates (Vindex from "
+                "pyro.ops.indexing, negative dims), or leave out vectorize_particles"
+            )
 
 
 def detached(value: Any) -> Any:

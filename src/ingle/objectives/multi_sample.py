@@ -84,7 +84,7 @@ class MultiSample(Estimator):
 
     def _weights(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Weights:
         with _SameRows():
-            traces = list(self._get_traces(model, guide, args, kwargs))
+            traces = list(self._traces(model, guide, args, kwargs))
         if self._pathwise:
             refuse_score_sampled(self, traces[0][1], _SERVING)
         vectorized = self.vectorize_particles and self.num_particles > 1

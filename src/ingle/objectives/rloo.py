@@ -63,7 +63,7 @@ class RLOO_ELBO(SingleSample):
         loss: Any = 0.0
         surrogate: Any = 0.0
         found: dict[str, list[Score]] = {}
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+        for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             missing = self._weigh(model_trace, guide_trace)
             parts = split(model_trace, guide_trace)
             loss, surrogate = loss + missing - parts.elbo, surrogate + parts.pathwise

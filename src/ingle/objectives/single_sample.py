@@ -49,7 +49,7 @@ class SingleSample(Estimator):
     def _particles(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool
     ) -> Iterator[tuple[Any, Any]]:
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+        for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             missing = self._weigh(model_trace, guide_trace)
             loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
             yield (loss + missing) / self.num_particles, surrogate / self.num_particles

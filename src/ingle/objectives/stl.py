@@ -21,8 +21,9 @@ class STL_ELBO(Trace_ELBO):
 
     Where the guide is the posterior, log p - log q is constant and the gradient is zero for each draw. So it pays late
     in a fit, and for guides rich enough to come near the posterior; far from it its variance may be the higher one.
-    Costs one run of the pair and one more of the guide a particle, whose running statistics move twice. Every site of the guide must be reparameterised,
-    and a flow needs an inverse. A parameter that model and guide share loses the score, and stays unbiased.
+    Costs one run of the pair and one more of the guide a particle, whose running statistics move twice. Every site of
+    the guide must be reparameterised, and a flow needs an inverse. A parameter that model and guide share loses the
+    score, and stays unbiased.
 
     Args:
         num_particles: averaged over.

@@ -57,7 +57,7 @@ class TraceGraph_ELBO(SingleSample, pyro.infer.TraceGraph_ELBO):
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, moving: bool
     ) -> Iterator[tuple[Any, Any]]:
         baselines = Baselines(self.memory)
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+        for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             missing = self._weigh(model_trace, guide_trace)
             parts = split(model_trace, guide_trace)
             surrogate = parts.pathwise
