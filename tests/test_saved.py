@@ -112,6 +112,20 @@ def test_cut_short_anywhere(path: Path) -> None:
             load(path)
 
 
+def test_a_tensor_that_is_marked_as_a_folder_is_found(path: Path) -> None:
+    """Outside of all checksums, and torch would take whatever is in memory for its content."""
+    whole = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        place = archive.start_dir
+        entry = next(entry for entry in archive.infolist() if "/data/" in entry.filename)
+    while whole[place + 46 : place + 46 + len(entry.filename)].decode(errors="replace") != entry.filename:
+        place = whole.index(b"PK\x01\x02", place + 4)
+    whole[place + 38] ^= 0x10
+    path.write_bytes(whole)
+    with pytest.raises(ingle.FileError, match="damaged"):
+        load(path)
+
+
 def test_a_changed_byte_is_found(path: Path) -> None:
     """Every byte matters or is padding: what loads is the fit."""
     whole, fit = path.read_bytes(), load(path)

@@ -33,7 +33,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _PARTS: dict[str, Any] = {
     "about": {
-        "seed": int, "dtype": str, "device": str, "batch_size": dict, "objective": str, "objective reason": str,
+        "seed": int, "dtype": str, "device": str, "batch_size": dict, "objective": str,
+        "objective options": str, "objective reason": str,
         "particles": int, "optimiser": str, "optimiser described": str, "engine": str,
         "engine notes": tuple,
     },
@@ -132,6 +133,8 @@ def read(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             if archive.testzip() is not None:  # torch.load does not look at the checksums
                 raise zipfile.BadZipFile("a checksum is wrong")
+            if any(entry.external_attr for entry in archive.infolist()):  # torch reads nothing of a marked folder
+                raise zipfile.BadZipFile("an entry is marked as something else than a file")
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except MemoryError:
         raise

@@ -179,6 +179,7 @@ class Training:
             "device": str(self.runtime.device),
             "batch_size": {name: batch for name, (_, batch) in self.program.batch_sizes.items()},
             "objective": self.choice.name,
+            "objective options": self.choice.options,
             "objective reason": self.choice.reason,
             "particles": getattr(self.choice.objective, "num_particles", 1),
             "optimiser": self.optimisers.kind,
@@ -307,9 +308,9 @@ def _different_options(ours: dict[str, Any], file: dict[str, Any]) -> str | None
     """The first option of `fit` that is not that of a file, in words."""
     if file["device"].split(":")[0] != ours["device"].split(":")[0]:
         return f"it ran on device {file['device']!r}, and this fit runs on {ours['device']!r}"
-    for name in ("seed", "dtype", "batch_size", "objective", "particles", "optimiser"):
+    for name in ("seed", "dtype", "batch_size", "objective", "particles", "objective options", "optimiser"):
         if ours[name] != file[name]:
-            return f"it has {name} {file[name]}, and this fit has {ours[name]}"
+            return f"it has {name} {file[name] or 'none'}, and this fit has {ours[name] or 'none'}"
     return None
 
 

@@ -197,6 +197,17 @@ def test_annealing_goes_on_with_the_fit(tmp_path: Any) -> None:
     assert (fit(15).resume(25).losses == whole.losses).all()
     fit(15, checkpoint=tmp_path / "fit")
     assert (fit(40, checkpoint=tmp_path / "fit").losses == whole.losses).all()
+    with pytest.raises(ingle.FileError, match=r"objective options kl_scale=Anneal\(steps=30, .* and this fit has none"):
+        ingle.fit(
+            model,
+            guide,
+            Y,
+            objective=objectives.Trace_ELBO(),
+            optim=pyro.optim.Adam({"lr": 0.05}),
+            steps=50,
+            dtype=torch.float64,
+            checkpoint=tmp_path / "fit",
+        )
     loaded = ingle.load(tmp_path / "fit", model, guide, Y)
     assert loaded.steps == 40
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,12 @@ class Choice:
         """The class of the objective."""
         return type(self.objective).__name__
 
+    @property
+    def options(self) -> str:
+        """What the objective was made with, as it would be written."""
+        options = self.objective.options if isinstance(self.objective, Estimator) else {}
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
     def prepared(self, program: Program) -> Choice:
         """The same once the objective has run on the program, which then holds its memory.
 
@@ -51,10 +58,13 @@ class Choice:
         if not isinstance(self.objective, Estimator):
             return self
         program.memory = self.objective.memory
+        if self.objective.vectorize_particles and math.isinf(self.objective.max_plate_nesting):
+            self.objective.max_plate_nesting = program.max_plate_nesting + (self.objective.num_particles > 1)
         args, kwargs = program.data.args, program.data.kwargs
         with torch.no_grad(), program.probe, program.explained("model or guide"):
             told = self.objective.told(program.model, program.guide, *args, **kwargs)
-        return Choice(self.objective, f"{self.reason}; {told}") if told else self
+        reasons = [self.reason, *(part for part in (self.options, told) if part)]
+        return Choice(self.objective, "; ".join(reasons))
 
 
 def choose(objective: object, program: Program) -> Choice:

@@ -47,6 +47,9 @@ class DReG_ELBO(MultiSample):
 
     _pathwise = True
 
+    def __init__(self, num_particles: int, *args: Any, **options: Any) -> None:
+        super().__init__(num_particles, *args, **options)
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         refuse_rerun(self, guide)
         with Origins(lambda site: True) as run:

@@ -72,6 +72,11 @@ class Estimator(pyro.infer.ELBO):
         return True
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What it was made with beside the number of particles, where that is not the default."""
+        return {"vectorize_particles": True} if self.vectorize_particles and self.num_particles > 1 else {}
+
+    @property
     def memory(self) -> Memory:
         """What it remembers from step to step."""
         memory: Memory = self.__dict__.setdefault("_memory", Memory())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ingle.objectives.multi_sample import MultiSample
 
 __all__ = ["IWAE_ELBO"]
@@ -32,3 +34,6 @@ class IWAE_ELBO(MultiSample):
     """
 
     _pathwise = True
+
+    def __init__(self, num_particles: int, *args: Any, **options: Any) -> None:
+        super().__init__(num_particles, *args, **options)

@@ -43,3 +43,8 @@ class RenyiELBO(MultiSample, pyro.infer.RenyiELBO):
             raise OptionError(f"alpha must be a finite number other than 1, where Trace_ELBO is; got {alpha!r}")
         options = without_weights(self, options)
         pyro.infer.RenyiELBO.__init__(self, alpha, positive_integer("num_particles", num_particles), *args, **options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """With the order."""
+        return {**super().options, "alpha": self.alpha}

@@ -57,6 +57,16 @@ class SingleSample(Estimator):
             self._kl.advance(self.memory)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """With the weights on the divergence."""
+        options = super().options
+        if self._kl.scale != 1.0:
+            options["kl_scale"] = self._kl.scale
+        if self._kl.free_bits != 0.0:
+            options["free_bits"] = self._kl.free_bits
+        return options
+
+    @property
     def is_elbo(self) -> bool:
         """Where no weight is on a divergence."""
         return self._kl.plain
