@@ -22,10 +22,12 @@ class RLOO_ELBO(SingleSample):
 
     For a guide site z_j without a pathwise gradient and particles k = 1, …, K the surrogate has
 
-        (1/K) sum_k log q(z_jk) (c_jk - (1/(K-1)) sum_{l != k} c_jl),
+        (1/K) sum_k log q(z_jk) (c_jk - b_jk),
 
     where the cost c_j is that of `TraceGraph_ELBO`: the terms of log p - log q that were computed from z_j, in the
-    plates of z_j, each element with a baseline of its own. All other sites have pathwise gradients.
+    plates of z_j. The baseline b_jk is the mean cost of the other particles, one for each element of the plates,
+    drawn towards the mean over elements as far as these differ by noise alone (for K of 3 or more). All other sites
+    have pathwise gradients.
 
     The default of `fit` for guides with discrete sites that are not summed out. Unbiased, since the baseline of a
     particle knows nothing of its draw; no parameter, nothing to learn. What it gains over `TraceGraph_ELBO` is the
@@ -43,6 +45,7 @@ class RLOO_ELBO(SingleSample):
 
     References:
         Kool, van Hoof and Welling (2019), Buy 4 REINFORCE Samples, Get a Baseline for Free!
+        James and Stein (1961), Estimation with Quadratic Loss (means drawn together).
         Salimans and Knowles (2014), On Using Control Variates with Stochastic Approximation for Variational Bayes.
     """
 
@@ -72,11 +75,33 @@ class RLOO_ELBO(SingleSample):
         for name, scores in found.items():
             costs, logs = (scores[0].cost, scores[0].score) if self.vectorize_particles else _stacked(name, scores)
             if len(costs) > 1:  # a site that one particle alone has reached has no baseline
-                costs = (costs - costs.mean(0)) * (len(costs) / (len(costs) - 1))
+                costs = costs - of_the_others(costs)
             surrogate = surrogate + (logs * costs).sum()
         yield loss / self.num_particles, -surrogate / self.num_particles
         if moving:
             self._kl.advance(self.memory)
+
+
+def of_the_others(costs: Tensor) -> Tensor:
+    """What the costs of all other particles say of the cost of each, shape (K, *batch) as that of the costs.
+
+    The mean over the other particles, drawn towards its mean over the elements of the batch as far as what tells
+    elements apart is noise: by lambda = (v - s/(K-1)) / v, v the variance of means between elements and s that of
+    costs within them, both among the others. With K = 2 there is no s, and the mean is taken as it is.
+    """
+    count, size = len(costs), costs[0].numel()
+    centre = costs.mean()  # for the digits alone: all that follows moves with it
+    costs = costs - centre
+    means = (costs.sum(0) - costs) / (count - 1)
+    if count == 2 or size == 1:
+        return means + centre
+    squares = (costs.square().sum(0) - costs.square()) / (count - 1)
+    batch = tuple(range(1, costs.dim()))
+    noise = (squares - means.square()).mean(batch, keepdim=True) / (count - 2)
+    mean = means.mean(batch, keepdim=True)
+    spread = (means - mean).square().sum(batch, keepdim=True) / (size - 1)
+    share = (1 - noise / spread.clamp(min=torch.finfo(spread.dtype).tiny)).clamp(0.0, 1.0)
+    return mean + share * (means - mean) + centre
 
 
 def _stacked(name: str, scores: list[Score]) -> tuple[Tensor, Tensor]:
