@@ -9,10 +9,10 @@ demo: $(READY)
 	$(BIN)/python examples/quickstart.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 long: $(READY)
-	$(BIN)/python -m pytest --long
+	$(BIN)/python -m pytest -n 2 --dist worksteal --long
 
 lint: $(READY)
 	$(BIN)/ruff check .

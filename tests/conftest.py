@@ -20,6 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes: one thread each
+        torch.set_num_threads(1)
     if config.option.order is None:
         config.option.order = random.randrange(2**16)
 

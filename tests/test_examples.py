@@ -32,15 +32,14 @@ def test_every_example_is_listed() -> None:
 
 
 def test_code_of_the_readme_can_be_pasted(tmp_path: Path) -> None:
-    first, around = (
-        part.split("```")[0] for part in (EXAMPLES.parent / "README.md").read_text().split("```python\n")[1:]
-    )
-    script = first + around + "print(drawn['y'].shape)"
+    blocks = [part.split("```")[0] for part in (EXAMPLES.parent / "README.md").read_text().split("```python\n")[1:]]
+    script = "".join(blocks) + "print(drawn['y'].shape)"
     command = [sys.executable, "-W", "error::UserWarning", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Fit of model" in done.stdout
     assert "theta[7]" in done.stdout
+    assert "RLOO_ELBO(4)" in done.stdout
     assert "nothing found" in done.stdout
     assert "torch.Size([1000, 2])" in done.stdout
 

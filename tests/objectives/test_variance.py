@@ -153,20 +153,23 @@ def table(pair: Pair, runs: int, steps: int) -> dict[str, float]:
 # the odds are even, the best constant for an element takes away all noise that is its own, as no estimate of it can.
 #
 #              none    best for the site    mean of each element    best for each element
-#   mixture    0.51          1.21                   1.97                     1.98
-#   trained    0.61          1.02                   0.99                     1.80
-#   digits     0.0002        0.75                   1.48                     1.57
-#   trained    0.12          0.74                   1.28                     1.34
-CLAIMS: dict[str, tuple[Callable[[], Pair], float]] = {"mixture": (Mixture, 0.75), "digits": (Digits, 0.2)}
+#   mixture    0.38          0.90                   1.46                     1.47
+#   trained    0.61          1.01                   0.99                     1.80
+#   digits     0.0002        0.69                   1.36                     1.44
+#   trained    0.19          1.01                   1.00                     1.00
+CLAIMS: dict[tuple[Callable[[], Pair], int], float] = {
+    (Mixture, 0): 0.6,
+    (Mixture, 300): 0.75,
+    (Digits, 0): 0.05,
+    (Digits, 300): 0.25,
+}
 
 
 @pytest.mark.parametrize("runs", [60, pytest.param(400, marks=pytest.mark.long)])
-@pytest.mark.parametrize("steps", [0, 300])
-@pytest.mark.parametrize("name", CLAIMS)
-def test_the_other_particles_are_nearly_the_best_constant(name: str, steps: int, runs: int) -> None:
-    make, share = CLAIMS[name]
+@pytest.mark.parametrize(("make", "steps"), CLAIMS)
+def test_the_other_particles_are_nearly_the_best_constant(make: Callable[[], Pair], steps: int, runs: int) -> None:
     found = table(make(), runs, steps)
-    assert found["RLOO"] < share * found["none"]
+    assert found["RLOO"] < CLAIMS[make, steps] * found["none"]
     assert found["RLOO"] < 1.4 * found["one"]
     assert found["RLOO"] < 2.3 * found["each"]
 
