@@ -24,6 +24,7 @@ from svi.parity import DATA, SVI, Script, adam, normal_guide, normal_model, play
 from torch import Tensor, nn
 
 import ingle
+from ingle import objectives
 from ingle.engine.stepped import Stepped
 from ingle.engine.stepper import Stepper
 
@@ -139,6 +140,50 @@ def test_a_hundred_steps(loss: Any, particles: int, count: Count) -> None:
     assert_follows(script, rtol=1e-9)
     assert count.steps == (98 if particles == 1 else 18)
     assert len(count.graphs) == 1
+
+
+def switched(y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(mu + k, 0.7), obs=y)
+
+
+def switched_guide(y: Tensor) -> None:
+    pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 0.5))
+    baseline = {"use_decaying_avg_baseline": True}
+    with pyro.plate("data", len(y)):
+        logits = pyro.param("logits", torch.zeros(len(y)))
+        pyro.sample("k", dist.Bernoulli(logits=logits), infer={"baseline": baseline})
+
+
+OURS: dict[str, Any] = {
+    "RLOO": lambda: objectives.RLOO_ELBO(3),
+    "averages": lambda: objectives.TraceGraph_ELBO(2),
+    "VIMCO": lambda: objectives.VIMCO_ELBO(3),
+    "Renyi": lambda: objectives.RenyiELBO(0.5, 3),
+    "IWAE": lambda: objectives.IWAE_ELBO(3),
+    "DReG": lambda: objectives.DReG_ELBO(2),
+    "STL, annealed": lambda: objectives.STL_ELBO(kl_scale=objectives.Anneal(20)),
+}
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", OURS)
+def test_objectives_of_ours(name: str, count: Count) -> None:
+    """What an objective remembers goes on from eager to compiled steps, and evaluating leaves it alone."""
+    pathwise = name in ("IWAE", "DReG", "STL, annealed")
+
+    def script(svi: SVI) -> Any:
+        loss, optim = OURS[name](), adam()
+        model, guide = (schools, autoguide.AutoNormal(schools)) if pathwise else (switched, switched_guide)
+        data = schools_data() if pathwise else (torch.linspace(-1.0, 2.0, 8),)
+        fit = svi(model, guide, optim, loss)
+        losses = [fit.evaluate_loss(*data) if step == 15 else fit.step(*data) for step in range(26)]
+        return [losses, state_of(optim), dict(loss.memory.named_buffers())]
+
+    assert_follows(script, rtol=1e-9)
+    assert count.steps == 23
 
 
 def test_single_precision(count: Count) -> None:
