@@ -83,7 +83,7 @@ def main() -> None:
     print(afterwards)
     draw(
         {
-            "at the start": pd.concat([part.to_dataframe().drop("exact") for part in at_the_start]),
+            "at the start": pd.concat([part.to_dataframe().drop("exact", level="objective") for part in at_the_start]),
             "after the fit": afterwards.to_dataframe(),
         },
         options.out / "estimators.png",

@@ -20,10 +20,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # one of several processes: one thread each
+    if hasattr(config, "workerinput"):  # one of several processes: one thread each, and the order of all
         torch.set_num_threads(1)
-    if config.option.order is None:
+        config.option.order = config.workerinput["order"]
+    elif config.option.order is None:
         config.option.order = random.randrange(2**16)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """With several processes, each is told the order."""
+    node.workerinput["order"] = node.config.option.order
 
 
 def pytest_report_header(config: pytest.Config) -> str:

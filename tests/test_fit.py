@@ -341,7 +341,7 @@ GUIDES: list[Any] = [
 
 
 @pytest.mark.filterwarnings("ignore:ConditionalAutoRegressiveNN input_dim = 1:UserWarning")
-@pytest.mark.parametrize("guide", GUIDES, ids=str)
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: getattr(guide, "__name__", type(guide).__name__))
 def test_every_kind_of_guide(guide: Any, where: dict[str, Any]) -> None:
     fit = ingle.fit(normal_mean, guide, Y, steps=200, optim=functools.partial(torch.optim.Adam, lr=0.05), **where)
     assert fit.losses[-20:].mean() < fit.losses[:20].mean()

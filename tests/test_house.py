@@ -15,6 +15,7 @@ import pyro
 import pytest
 
 import ingle
+from ingle import objectives
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ingle"
@@ -33,6 +34,7 @@ def test_public_names() -> None:
         "FileError",
         "Finding",
         "Fit",
+        "GradientReport",
         "IngleError",
         "IngleWarning",
         "NonFiniteError",
@@ -43,10 +45,24 @@ def test_public_names() -> None:
         "__version__",
         "check",
         "fit",
+        "gradient_report",
         "load",
         "prior_predictive",
     ]
     assert all(hasattr(ingle, name) for name in ingle.__all__)
+    assert sorted(name for name in objectives.__all__ if "ELBO" in name or name == "Anneal") == [
+        "Anneal",
+        "DReG_ELBO",
+        "IWAE_ELBO",
+        "RLOO_ELBO",
+        "RenyiELBO",
+        "STL_ELBO",
+        "TraceEnum_ELBO",
+        "TraceGraph_ELBO",
+        "TraceMeanField_ELBO",
+        "Trace_ELBO",
+        "VIMCO_ELBO",
+    ]
 
 
 def imported(path: Path) -> set[str]:

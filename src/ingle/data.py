@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor
 from ingle.errors import DataError, OptionError
 from ingle.options import positive_integer
 
-__all__ = ["Data", "Minibatches", "read"]
+__all__ = ["Data", "Minibatches", "batch_shapes", "read"]
 
 _INDEX_KINDS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
 
@@ -200,6 +202,23 @@ class Minibatches:
         self._places = dict(state["places"])
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name])
+
+
+def batch_shapes(batch_sizes: Mapping[str, tuple[int, int]]) -> dict[tuple[tuple[str, int], ...], int]:
+    """How many of the steps of all epochs together have which rows of each plate, the rest of an epoch included.
+
+    Args:
+        batch_sizes: for each plate its full size N and its batch size B.
+    """
+    plates: list[list[tuple[str, int, int]]] = []
+    for name, (full, batch) in batch_sizes.items():
+        whole, rest = divmod(full, batch)
+        kinds = [(name, batch, whole)] if whole else []
+        plates.append(kinds + ([(name, rest, 1)] if rest else []))
+    return {
+        tuple((name, rows) for name, rows, _ in chosen): math.prod(times for *_, times in chosen)
+        for chosen in itertools.product(*plates)
+    }
 
 
 def _stream(seed: int, place: int) -> int:

@@ -310,8 +310,12 @@ def _different_options(ours: dict[str, Any], file: dict[str, Any]) -> str | None
         return f"it ran on device {file['device']!r}, and this fit runs on {ours['device']!r}"
     for name in ("seed", "dtype", "batch_size", "objective", "particles", "objective options", "optimiser"):
         if ours[name] != file[name]:
-            return f"it has {name} {file[name] or 'none'}, and this fit has {ours[name] or 'none'}"
+            return f"it has {name} {_shown(file[name])}, and this fit has {_shown(ours[name])}"
     return None
+
+
+def _shown(option: Any) -> Any:
+    return "none" if option == "" else option
 
 
 def finish(program: Program) -> str | None:

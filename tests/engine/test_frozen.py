@@ -508,24 +508,3 @@ def test_a_site_that_nothing_watched_announces_is_found_now_and_then(monkeypatch
         fit = fit.resume(5).resume(5).resume(5)
     assert len(caught) == 1
     assert fit.engine == "eager"
-
-
-def test_a_baseline_that_moves_beside_the_parameters_is_noticed() -> None:
-    def model(y: Tensor) -> None:
-        flip = pyro.sample("flip", dist.Bernoulli(0.3))
-        observed(flip + pyro.sample("mu", dist.Normal(0.0, 2.0)), y)
-
-    def drawn(y: Tensor) -> None:
-        baseline = {"baseline": {"use_decaying_avg_baseline": True}}
-        pyro.sample("flip", dist.Bernoulli(logits=real("logits")), infer=baseline)
-        guide(y)
-
-    options: dict[str, Any] = {"objective": pyro.infer.TraceGraph_ELBO(), "steps": 20, "progress": False}
-    with pytest.raises(ingle.ProgramError, match="decaying average baseline of 'flip'"):
-        ingle.fit(model, drawn, Y, compile="full", **options)
-    svi = ingle.SVI(model, drawn, pyro.optim.Adam({"lr": 0.01}), pyro.infer.TraceGraph_ELBO(), compile="full")
-    for _ in range(2):
-        svi.step(Y)
-    with pytest.raises(ingle.ProgramError, match="decaying average baseline of 'flip'"):
-        svi.step(Y)
-    pyro.clear_param_store()

@@ -691,7 +691,7 @@ UNTRACEABLE: dict[str, tuple[Any, Any, str]] = {
         DATA,
         r"\.item\(\)",
     ),
-    "numpy's noise": (randomly, DATA, "random numbers"),
+    "numpy's noise": (randomly, DATA, r"draws from numpy\.random"),
     "an array": (lambda data: normal_model(torch.as_tensor(data)), DATA.numpy(), "a numpy array"),
     "an iterator": (lambda data: normal_model(next(data)), None, "an iterator"),
 }

@@ -42,8 +42,8 @@ def choose_engine(
     """The engine of a fit.
 
     Args:
-        compile: "off" runs eagerly, "full" compiles or raises, "auto" compiles where the program has statements enough
-            and the fit steps enough for that to pay.
+        compile: "off" runs eagerly, "full" compiles or raises, "auto" compiles where the program has statements enough,
+            counted once for each particle that runs by itself, and the fit steps enough for that to pay.
         program, objective, optimisers, runtime: of the fit.
         steps: that it takes, None for as many as a rule finds.
         before: the engine of the fit that this one goes on from.
@@ -56,7 +56,8 @@ def choose_engine(
         return eager
     traceable = isinstance(objective, Estimator)
     if compile == "auto":
-        statements = len(program.model_sites) + len(program.guide_sites) + len(program.leaves())
+        runs = 1 if getattr(objective, "vectorize_particles", False) else getattr(objective, "num_particles", 1)
+        statements = runs * (len(program.model_sites) + len(program.guide_sites) + len(program.leaves()))
         enough = before == "compiled" or statements * (_UNKNOWN if steps is None else steps) >= _WORTH
         if not traceable:
             eager.notes.append(f"the steps ran eagerly: {type(objective).__name__} cannot be compiled")
@@ -70,7 +71,7 @@ def choose_engine(
             "use compile='auto'"
         )
     if internals.compiler() is None and runtime.device.type == "cpu":
-        told = "no C++ compiler was found (g++, clang++ or the one that CXX names), so the steps are not compiled"
+        told = internals.NO_COMPILER
         if compile == "full":
             raise OptionError(f"compile='full': {told}")
         warn(told, IngleWarning)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ingle.data import batch_shapes
 from ingle.engine.blocks import NoiseBlocks
 from ingle.engine.eager import EagerEngine
 from ingle.engine.endings import Gradients, Moments
@@ -292,7 +291,7 @@ class CompiledEngine:
         if isinstance(self._optimisers, Moments):
             return self._optimisers
         updates = updates_of(self._optimisers)
-        return Gradients(self._program) if isinstance(updates, str) else updates
+        return Gradients(self._program.leaves().values()) if isinstance(updates, str) else updates
 
     def _graph(self, source: Source) -> StepGraph:
         try:
@@ -379,14 +378,7 @@ def _identities(program: Program) -> dict[str, int]:
 
 def _most_common(batch_sizes: Mapping[str, tuple[int, int]]) -> frozenset[Shapes] | None:
     """The shapes of minibatches that get a graph, decided without looking at steps; None where there are few."""
-    plates: list[list[tuple[str, int, int]]] = []
-    for name, (full, batch) in batch_sizes.items():
-        whole, rest = divmod(full, batch)
-        kinds = [(name, batch, whole)] if whole else []
-        plates.append(kinds + ([(name, rest, 1)] if rest else []))
-    found: dict[Shapes, int] = {}
-    for chosen in itertools.product(*plates):
-        found[tuple((name, rows) for name, rows, _ in chosen)] = math.prod(times for *_, times in chosen)
+    found = batch_shapes(batch_sizes)
     if len(found) <= _SHAPES:
         return None
     return frozenset(sorted(found, key=found.__getitem__, reverse=True)[:_SHAPES])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ class Gradients:
     Attributes:
         leaves: parameters of the program, unconstrained.
         state: a tensor for the gradient of each.
+        there: which of them the last step had a gradient for.
         width: the graph needs no numbers.
         whole: whether the graph is all of a step.
     """
@@ -26,14 +27,14 @@ class Gradients:
     width = 0
     whole = False
 
-    def __init__(self, program: Program) -> None:
-        self.leaves = list(program.leaves().values())
-        self.state = [torch.zeros_like(leaf) for leaf in self.leaves]
-        self._there = [False] * len(self.leaves)
+    def __init__(self, leaves: Iterable[Tensor]) -> None:
+        self.leaves = list(leaves)
+        self.state = [torch.zeros_like(leaf, requires_grad=False) for leaf in self.leaves]
+        self.there = [False] * len(self.leaves)
 
     def update(self, gradients: Sequence[Tensor | None], state: Sequence[Tensor], numbers: Tensor) -> None:
         """Leave the gradients in `state`."""
-        self._there = [gradient is not None for gradient in gradients]
+        self.there = [gradient is not None for gradient in gradients]
         for gradient, place in zip(gradients, state, strict=True):
             if gradient is not None:
                 place.copy_(gradient)
@@ -48,7 +49,7 @@ class Gradients:
 
     def hand_over(self) -> None:
         """Leave the gradients where torch's optimisers look for them."""
-        for leaf, gradient, there in zip(self.leaves, self.state, self._there, strict=True):
+        for leaf, gradient, there in zip(self.leaves, self.state, self.there, strict=True):
             leaf.grad = gradient if there else None
 
 

@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 __all__ = [
+    "NO_COMPILER",
     "cache_folder",
     "compiler",
     "default_device",
@@ -36,6 +37,8 @@ __all__ = [
     "unhashable",
     "unrecorded",
 ]
+
+NO_COMPILER = "no C++ compiler was found (g++, clang++ or the one that CXX names), so the steps are not compiled"
 
 
 @contextmanager

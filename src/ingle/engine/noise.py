@@ -116,12 +116,9 @@ class Noise(TorchDispatchMode):
             value = written(self.draws, *args, **{name: kwargs[name] for name in kwargs if name != "generator"})
             if value is not NotImplemented:
                 return value
-        if torch.Tag.nondeterministic_seeded in func.tags and func not in _DRAWS_NOTHING:
+        if torch.Tag.nondeterministic_seeded in func.tags:
             self.left.append(str(func))
         return func(*args, **kwargs)
-
-
-_DRAWS_NOTHING = {aten.native_dropout_backward.default} if hasattr(aten, "native_dropout_backward") else set()
 
 
 def _like(flat: Tensor, size: Sequence[int], dtype: torch.dtype | None, device: Any) -> Tensor:

@@ -24,12 +24,10 @@ class Observation:
     Attributes:
         statements: of sites and parameters, in order.
         draws: how many numbers each draw took, in order, and whether they were "normal" or "uniform".
-        left: random operations that drew from torch's global generator.
     """
 
     statements: list[Statement]
     draws: list[tuple[str, int]]
-    left: list[str]
 
     def drawn(self, stream: str) -> int:
         """How many numbers a run takes from a stream."""
@@ -42,9 +40,6 @@ class Observer:
     Args:
         programs: model and guide.
         ignored: tensors that the engine itself looks after, such as parameters and buffers.
-
-    Attributes:
-        others: whoever made it may note here what else than model and guide is among the programs.
     """
 
     def __init__(self, programs: Iterable[object], ignored: Callable[[], Iterable[Tensor]]) -> None:
@@ -52,7 +47,6 @@ class Observer:
         self._ignored = ignored
         self._places: Places | None = None
         self._seen: Snapshot | None = None
-        self.others: list[object] = []
 
     def observe(self, run: Callable[[], None], times: int) -> Observation:
         """Run the program some times without effect: `run` puts back what a run changes.
@@ -65,9 +59,9 @@ class Observer:
         def runs() -> None:
             for _ in range(times):
                 draws = OwnDraws()
-                with Structure() as structure, Noise(draws) as noise:
+                with Structure() as structure, Noise(draws):
                     run()
-                found.append(Observation(structure.statements, draws.calls, noise.left))
+                found.append(Observation(structure.statements, draws.calls))
 
         told = self.own_state(runs)
         if told is not None:

@@ -18,6 +18,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 
+from ingle.engine.endings import Gradients
 from ingle.engine.group import Rates
 from ingle.engine.rules import rules_of
 from ingle.engine.updates import Clock, Updates
@@ -291,48 +292,38 @@ class PyroUpdates(Updates):
         self._at += 1
 
 
-class PyroGradients:
+class PyroGradients(Gradients):
     """The gradients alone in the graph; Pyro's optimiser moves the leaves after it, whatever it is.
 
-    Attributes:
-        leaves: parameters of the program, unconstrained.
-        state: a tensor for the gradient of each.
-        width: the graph needs no numbers.
+    Args:
+        optim: of Pyro's.
+        leaves: parameters of the program, unconstrained; one that has had a gradient goes on to have one.
     """
 
-    width = 0
     restarted = False
 
     def __init__(self, optim: Callable[[set[Tensor]], None], leaves: Sequence[Tensor]) -> None:
+        super().__init__(leaves)
         self._optim = optim
-        self.leaves = list(leaves)
-        self.state = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
         self._had = [leaf.grad is not None for leaf in leaves]
-        self._there = list(self._had)
 
     def update(self, gradients: Sequence[Tensor | None], state: Sequence[Tensor], numbers: Tensor) -> None:
         """Leave the gradients in `state`."""
-        self._there = [had or gradient is not None for had, gradient in zip(self._had, gradients, strict=True)]
-        for gradient, place in zip(gradients, state, strict=True):
-            if gradient is not None:
-                place.copy_(gradient)
+        super().update(gradients, state, numbers)
+        self.there = [had or there for had, there in zip(self._had, self.there, strict=True)]
 
     def begin(self) -> None:
         """Recording is over."""
         for place in self.state:
             place.zero_()
 
-    def hold(self) -> bool:
-        """Whatever the optimiser is by now, it finds gradients."""
-        return True
-
     def rows(self, most: int) -> Tensor:
         """No numbers, for as many steps as are asked for."""
-        return torch.zeros(most, 0, dtype=torch.float64, device="cpu")
+        return self.plan(most)
 
     def done(self) -> None:
         """The graph has left gradients: the optimiser takes its step, and they are zeros, as Pyro leaves them."""
-        for leaf, gradient, there in zip(self.leaves, self.state, self._there, strict=True):
+        for leaf, gradient, there in zip(self.leaves, self.state, self.there, strict=True):
             if there:
                 leaf.grad = gradient
         self._optim(set(self.leaves))

@@ -67,18 +67,13 @@ class Recording:
         graph: its inputs are `Inputs.all`, then `constants`; it returns nothing.
         constants: tensors that it read and that are no input.
         held: those of them that were there before the run, with where they were read, in words.
-        left: random operations that draw from torch's global generator.
         pinned: the run read numbers of the data on the host, so the graph is of these data alone.
-        normals, uniforms: how many a step took.
     """
 
     graph: GraphModule
     constants: list[Tensor]
     held: list[tuple[Tensor, str]]
-    left: tuple[str, ...]
     pinned: bool
-    normals: int
-    uniforms: int
 
 
 def record(step: Callable[[], None], inputs: Inputs) -> Recording:
@@ -89,15 +84,11 @@ def record(step: Callable[[], None], inputs: Inputs) -> Recording:
     """
     watch = Watch()
     recorder = _Recorder(inputs)
-    draws: GivenDraws | None = None
-    noise: Noise | None = None
 
     def run(*_: Tensor) -> tuple[()]:
-        nonlocal draws, noise
         with ExitStack() as stack:
             stack.enter_context(recorder)
-            draws = GivenDraws(inputs.row(inputs.normals), inputs.row(inputs.uniforms))
-            noise = stack.enter_context(Noise(draws))
+            stack.enter_context(Noise(GivenDraws(inputs.row(inputs.normals), inputs.row(inputs.uniforms))))
             stack.enter_context(_HostReads(recorder))
             stack.enter_context(watch)
             step()
@@ -115,17 +106,12 @@ def record(step: Callable[[], None], inputs: Inputs) -> Recording:
         raise Untraceable(
             f"{type(error).__name__} was raised{f' at {line}' if line else ''}: {told[:200]}{_near(watch)}"
         ) from error
-    if draws is None or noise is None:
-        raise RuntimeError("nothing was recorded")
     constants = _lift_constants(graph, len(inputs.all))
     return Recording(
         graph=graph,
         constants=constants,
         held=list(recorder.held.values()),
-        left=tuple(dict.fromkeys(noise.left)),
         pinned=recorder.pinned,
-        normals=draws.normals,
-        uniforms=draws.uniforms,
     )
 
 

@@ -25,8 +25,7 @@ from ingle.engine.undo import undone
 from ingle.errors import IngleError, IngleWarning, warn
 from ingle.objectives import Estimator, exactly_ours
 from ingle.program import Place, Places, buffers_of, find_modules
-from ingle.program.place import same
-from ingle.runtime import RandomState, validation
+from ingle.runtime import validation
 
 __all__ = ["Stepper"]
 
@@ -72,6 +71,7 @@ class Stepper:
         self._watched: dict[int, Tensor] = {}  # tensors that change in place and are inputs
         self._never: set[Any] = set()
         self._observer: Observer | None = None
+        self._others: list[object] = []  # that it watches beside model and guide
         self._told = ""
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -210,7 +210,7 @@ class Stepper:
     def _compile(self, arguments: Arguments) -> Stepped:
         using = self.using
         if using == "inductor" and internals.compiler() is None:
-            told = "no C++ compiler was found (g++, clang++ or the one that CXX names), so the steps are not compiled"
+            told = internals.NO_COMPILER
             if self._at_once:
                 raise Untraceable(told)
             if not self._made:
@@ -304,11 +304,10 @@ class Stepper:
     def _watching(self, arguments: Arguments) -> Observer:
         """The observer of model, guide, and the objects that they are handed."""
         others = arguments.others()
-        known = getattr(self._observer, "others", None)
-        if self._observer is None or known is None or list(map(id, known)) != list(map(id, others)):
+        if self._observer is None or list(map(id, self._others)) != list(map(id, others)):
             ignored = [*self._leaves(), *self._buffers(arguments), *self._watched.values()]
             self._observer = Observer((self._svi.model, self._svi.guide, *others), lambda: ignored)
-            self._observer.others = others
+            self._others = others
         return self._observer
 
     def _observe(self, arguments: Arguments, times: int) -> tuple[Observation, dict[str, Tensor]]:
@@ -322,13 +321,9 @@ class Stepper:
         parameters: dict[str, Tensor] = {}
 
         def run() -> None:
-            before = RandomState.capture(torch.device("cpu"))
             with poutine.trace(param_only=True) as capture:
                 for _ in objective.particles(self._svi.model, self._svi.guide, *args, **kwargs):
                     pass
-            after = RandomState.capture(torch.device("cpu"))
-            if not same([before.python, _numpys(before)], [after.python, _numpys(after)]):
-                raise Untraceable("it draws from numpy's or Python's own random numbers")
             found = {name: _unconstrained(site) for name, site in capture.trace.nodes.items()}
             if any(leaf not in self._svi.optim.optim_objs for leaf in found.values()):
                 raise _NotYet("it makes new parameters from step to step")
@@ -386,11 +381,6 @@ def _value(particles: Iterable[tuple[Any, Any]], normals: Tensor, uniforms: Tens
     with Noise(GivenDraws(normals, uniforms)):
         parts = [torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in both]) for both in particles]
     return torch.stack(parts).sum(0)
-
-
-def _numpys(state: RandomState) -> tuple[Any, ...]:
-    name, keys, *rest = state.numpy
-    return name, keys.tobytes(), *rest
 
 
 def _unconstrained(site: Any) -> Tensor:

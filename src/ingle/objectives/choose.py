@@ -125,6 +125,6 @@ def exactly_ours(objective: Any) -> Any:
     if type(objective) is pyro.infer.RenyiELBO:
         return objective
     adopted = ours(objective)
-    if adopted is not objective and isinstance(adopted, TraceGraph_ELBO):
+    if adopted is not objective:
         adopted.as_pyro = True
     return adopted

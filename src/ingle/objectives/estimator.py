@@ -24,6 +24,8 @@ class Estimator(pyro.infer.ELBO):
     Goes before the class of Pyro's whose traces it takes; what comes after says what one pair of traces is worth.
     """
 
+    as_pyro = False  # stands in for an object of Pyro's, and does as that would step by step
+
     def __init__(self, num_particles: int = 1, *args: Any, **options: Any) -> None:
         super().__init__(positive_integer("num_particles", num_particles), *args, **options)  # type: ignore[no-untyped-call]
 

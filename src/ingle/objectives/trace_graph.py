@@ -37,8 +37,6 @@ class TraceGraph_ELBO(SingleSample, pyro.infer.TraceGraph_ELBO):
         Mnih and Gregor (2014), Neural Variational Inference and Learning in Belief Networks.
     """
 
-    as_pyro = False  # stands in for an object of Pyro's, step by step beside it
-
     def untraceable(self, guide_trace: Any) -> str | None:
         """In the place of Pyro's own class, whose baselines are others, steps with such baselines stay Pyro's."""
         for site in samples(guide_trace) if self.as_pyro else ():

@@ -36,18 +36,22 @@ class TraceMeanField_ELBO(SingleSample, pyro.infer.TraceMeanField_ELBO):
     """
 
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
-        refuse_score_sampled(self, guide_trace, "RLOO_ELBO, TraceGraph_ELBO or Trace_ELBO")
+        if not self.as_pyro:
+            refuse_score_sampled(self, guide_trace, "RLOO_ELBO, TraceGraph_ELBO or Trace_ELBO")
         elbo: Any = sum(site["log_prob_sum"] for site in samples(model_trace) if site["is_observed"])
         elbo = elbo - sum(_entropy_term(site) for site in samples(guide_trace) if site["is_observed"])
         for name, terms in self._kl.latents(model_trace, guide_trace).items():
-            for site in terms[1:] if len(terms) > 1 else terms:
+            drawn = terms if name not in model_trace.nodes else terms[1:]
+            for site in drawn:
                 _check(site, model_trace)
-            divergence = _divergence(terms[1], terms[0]) if len(terms) == 2 and _has_density(terms[1]) else None
+            divergence = None
+            if len(drawn) < len(terms) and (self.as_pyro or (len(drawn) == 1 and _has_density(drawn[0]))):
+                divergence = _divergence(drawn[0], terms[0])
             if divergence is None:
-                divergence = sum(
-                    -site["log_prob_sum"] if site is model_trace.nodes.get(site["name"]) else _entropy_term(site)
-                    for site in terms
-                )
+                divergence = sum(_entropy_term(site) for site in drawn)
+                divergence = divergence - sum(site["log_prob_sum"] for site in terms[: len(terms) - len(drawn)])
+            else:
+                divergence = divergence + sum(_entropy_term(site) for site in drawn[1:])
             elbo = elbo - self._kl.clamped(name, terms, divergence, self.memory)
         return detached(-elbo), -elbo
 

@@ -38,7 +38,8 @@ class GradientRow:
         snr: norm over the square root of the variance.
         cost: variance times the seconds of one sample.
         z: the largest distance of a number's mean from the exact gradient, in standard errors; NaN without an exact
-            gradient of the same objective.
+            gradient of the same objective. Among hundreds of numbers, or where draws that matter are rare, above 4 is
+            no sign of a fault.
     """
 
     parameter: str
