@@ -219,7 +219,7 @@ def test_local_latents_have_a_bound_for_each_datum() -> None:
     found = told(elbo, local, local_guide, ALONE.start, 0)
     draws = torch.stack([nodes["z"]["value"] for nodes in by_hand(local_guide, 3, 0)])
     assert_told(found, -bound(local_log_weight(leaves(), draws)))
-    assert elbo.told(local, local_guide, 0) == "one bound for each element of 'data' z"
+    assert elbo.told(local, local_guide, 0) == "one bound for each element of 'data' (z)"
 
 
 def test_a_datum_s_bound_is_what_it_would_be_alone() -> None:
@@ -305,7 +305,7 @@ def test_two_plates_are_two_blocks() -> None:
     unlabelled = normal(u, v["p"], 0.0) + normal(Y[1:], 2.0 * u, v["noise"]) - normal(u, 0.5 * v["m"], v["s"])
     assert_told(found, -bound(labelled) - bound(unlabelled))
     said = elbo.told(halves, halves_guide)
-    assert said == "one bound for each element of 'labelled' z; one for each element of 'unlabelled' u"
+    assert said == "one bound for each element of 'labelled' (z); one for each element of 'unlabelled' (u)"
 
 
 @WAYS

@@ -60,9 +60,10 @@ class Weights:
         """How many weights a particle has, in words."""
         parts = []
         for block in self.blocks:
-            rows = f"each element of {' and '.join(map(repr, block.plates))}" if block.plates else "all of"
             names = list(block.sites)
-            parts.append(f"{rows} {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")
+            told = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            plates = " and ".join(map(repr, block.plates))
+            parts.append(f"each element of {plates} ({told})" if plates else f"all of {told}")
         return f"one bound for {'; one for '.join(parts)}" if parts else ""
 
 
