@@ -212,6 +212,33 @@ def test_mean_field_counts_the_whole_divergence_of_a_transformed_draw() -> None:
     assert float((found[2] - found[1]).abs()) == pytest.approx(1.0, rel=1e-6)
 
 
+def test_a_score_that_the_guide_adds_is_weighed_by_all() -> None:
+    """A draw of the guide's own making, and its score as a factor: Pyro's TraceGraph leaves it out."""
+
+    def model(y: Tensor) -> None:
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        pyro.sample("y", dist.Normal(k, 0.5), obs=y[0])
+
+    def guide(y: Tensor) -> None:
+        logit = real("logit")
+        k = torch.bernoulli(torch.sigmoid(logit.detach()))
+        pyro.sample("k", dist.Delta(k))
+        pyro.factor("score", dist.Bernoulli(logits=logit).log_prob(k), has_rsample=False)
+
+    for kind in (objectives.Trace_ELBO, objectives.TraceGraph_ELBO):
+        loss, found = differentiated(kind(), model, guide)
+        p = 1 / (1 + math.exp(-0.1))
+        by_draw = []
+        for k, q in ((0.0, 1 - p), (1.0, p)):
+            cost = math.log(0.5) + float(dist.Normal(k, 0.5).log_prob(Y[0])) - math.log(q)
+            by_draw.append((-cost, -(k - p) * cost))
+        assert (loss, float(found["logit"])) in [pytest.approx(pair, rel=1e-6) for pair in by_draw]
+    assert differentiated(pyro.infer.TraceGraph_ELBO(), model, guide)[1] == {}
+    # Pyro's Trace_ELBO has the score, and leaves the entropy of sites that the guide alone has out of its cost.
+    theirs = float(differentiated(pyro.infer.Trace_ELBO(), model, guide)[1]["logit"])
+    assert abs(theirs - float(found["logit"])) > 0.1
+
+
 def test_particles_that_mix_are_refused() -> None:
     """Pyro takes the average of such a log_prob for that of the particles."""
 
