@@ -237,6 +237,8 @@ def test_a_score_that_the_guide_adds_is_weighed_by_all() -> None:
     # Pyro's Trace_ELBO has the score, and leaves the entropy of sites that the guide alone has out of its cost.
     theirs = float(differentiated(pyro.infer.Trace_ELBO(), model, guide)[1]["logit"])
     assert abs(theirs - float(found["logit"])) > 0.1
+    stands_in = objectives.exactly_ours(pyro.infer.Trace_ELBO())
+    assert float(differentiated(stands_in, model, guide)[1]["logit"]) == pytest.approx(theirs, rel=1e-12)
 
 
 def test_particles_that_mix_are_refused() -> None:

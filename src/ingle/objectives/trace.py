@@ -23,8 +23,8 @@ class Trace_ELBO(SingleSample, pyro.infer.Trace_ELBO):
     above that of `TraceGraph_ELBO`, and far above that of `RLOO_ELBO`.
 
     The constructor and the estimator are those of `pyro.infer.Trace_ELBO`, with `kl_scale` and `free_bits` beside
-    (see `SingleSample`). Pyro reads every site's term back to
-    the host; here nothing is read until the whole loss is asked for.
+    (see `SingleSample`). Other than in Pyro the cost of a draw has the terms of sites that the guide alone has, and
+    nothing is read back to the host until the whole loss is asked for.
 
     References:
         Wingate and Weber (2013), Automated Variational Inference in Probabilistic Programming.
@@ -41,6 +41,10 @@ class Trace_ELBO(SingleSample, pyro.infer.Trace_ELBO):
         if all(is_identically_zero(part.score_function) and part.entropy_term is part.log_prob for _, part in parts):
             return detached(-elbo), -elbo  # every site pathwise: the loss is its own surrogate
 
+        weighed = guide_sites
+        if self.as_pyro:
+            latents = {site["name"] for site in model_sites if not site["is_observed"]}
+            weighed = [site for site in guide_sites if site["name"] in latents]
         surrogate = log_joint
         log_r: MultiFrameTensor | None = None
         for site, (_, score_function, entropy_term) in parts:
@@ -50,7 +54,7 @@ class Trace_ELBO(SingleSample, pyro.infer.Trace_ELBO):
                 if log_r is None:
                     log_r = MultiFrameTensor(
                         *((node["cond_indep_stack"], node["log_prob"].detach()) for node in model_sites),
-                        *((node["cond_indep_stack"], -node["log_prob"].detach()) for node in guide_sites),
+                        *((node["cond_indep_stack"], -node["log_prob"].detach()) for node in weighed),
                     )
                 surrogate = surrogate + (log_r.sum_to(site["cond_indep_stack"]) * score_function).sum()
         return detached(-elbo), -surrogate
