@@ -138,6 +138,8 @@ class KL:
 
     def check(self, model_trace: Any, guide_trace: Any) -> None:
         """Raises `ProgramError` where a name is none of the latents' nor of their plates'."""
+        if not (isinstance(self.scale, Mapping) or isinstance(self.free_bits, Mapping)):
+            return
         latents = self.latents(model_trace, guide_trace)
         known = [*latents, *dict.fromkeys(plate for terms in latents.values() for plate in _plates(terms))]
         for option, given in (("kl_scale", self.scale), ("free_bits", self.free_bits)):
