@@ -22,8 +22,8 @@ SOURCE = ROOT / "src" / "ingle"
 
 # From the first floor up; a room imports only from rooms before its own place.
 ORDER = [
-    "version", "errors", "options", "saved", "runtime", "data", "program", "objectives", "engine", "trust", "results",
-    "progress", "trained", "checkpoint", "training", "fitted", "fit", "load", "svi", "__init__",
+    "version", "errors", "options", "saved", "runtime", "data", "program", "objectives", "engine", "evidence", "trust",
+    "results", "progress", "trained", "checkpoint", "training", "fitted", "fit", "load", "svi", "__init__",
 ]  # fmt: skip
 
 

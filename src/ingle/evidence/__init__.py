@@ -1,0 +1,1 @@
+"""The evidence: importance weights, streamed, and what they say of log p(x)."""
