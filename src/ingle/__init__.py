@@ -10,6 +10,7 @@ from ingle.errors import (
     ProgramError,
     TrainedModuleWarning,
 )
+from ingle.evidence import Evidence, log_evidence
 from ingle.fit import fit
 from ingle.fitted import Fit
 from ingle.load import load
@@ -23,6 +24,7 @@ __all__ = [
     "SVI",
     "Check",
     "DataError",
+    "Evidence",
     "FileError",
     "Finding",
     "Fit",
@@ -38,5 +40,6 @@ __all__ = [
     "fit",
     "gradient_report",
     "load",
+    "log_evidence",
     "prior_predictive",
 ]

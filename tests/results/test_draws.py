@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import ingle
-from ingle.results.vectorise import repeat
+from ingle.program.vectorise import repeat
 
 GROUP = torch.tensor([0, 1, 2, 2, 1, 0])
 Y = torch.linspace(-1.0, 1.0, 6)

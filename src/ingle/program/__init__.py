@@ -4,7 +4,7 @@ from ingle.program.amortised import amortised
 from ingle.program.build import build_program
 from ingle.program.check import Check, check
 from ingle.program.discrete import Summed
-from ingle.program.distributions import layers
+from ingle.program.distributions import layers, plain_constraint
 from ingle.program.explain import check_call, explained
 from ingle.program.finding import Finding
 from ingle.program.guides import GuideName
@@ -21,6 +21,7 @@ from ingle.program.sites import Plate, Site, is_data, read_sites
 from ingle.program.snapshot import Change, Snapshot
 from ingle.program.state import Values
 from ingle.program.typical import typical_value
+from ingle.program.vectorise import is_out_of_memory, repeat
 
 __all__ = [
     "GONE",
@@ -54,10 +55,13 @@ __all__ = [
     "find_modules",
     "find_places",
     "is_data",
+    "is_out_of_memory",
     "layers",
     "modules_kept",
+    "plain_constraint",
     "reached",
     "read_sites",
+    "repeat",
     "set_guide",
     "state_of_its_own",
     "typical_value",

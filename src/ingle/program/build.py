@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,18 +76,23 @@ def build_program(
     *,
     batch_size: Mapping[str, int],
     runtime: Runtime,
+    tolerated: Collection[str] = (),
 ) -> Program:
     """Run the model once, resolve the guide, run it once, and hold the two against each other.
 
     Runs inside a scope of `runtime`. Parameters that an automatic guide makes here are forgotten; `set_guide`
     makes the guide that is trained.
 
+    Args:
+        model, guide, data, batch_size, runtime: of the program.
+        tolerated: kinds of findings that are none here, "support" or "nothing to train".
+
     Raises:
         DataError: the data do not fit the call of the model or the guide.
         OptionError: the guide or the batch size cannot be used with this model.
         ProgramError: model or guide raised, or they do not belong together.
     """
-    examination = examine(model, guide, data, batch_size=batch_size, runtime=runtime)
+    examination = examine(model, guide, data, batch_size=batch_size, runtime=runtime, tolerated=tolerated)
     errors = errors_among(examination.findings)
     if errors or examination.program is None:
         raise as_error(*errors)
@@ -101,6 +106,7 @@ def examine(
     *,
     batch_size: Mapping[str, int],
     runtime: Runtime,
+    tolerated: Collection[str] = (),
 ) -> Examination:
     """What `build_program` does, with all that it finds wrong; it raises for a wrong call alone.
 
@@ -166,6 +172,7 @@ def examine(
             ", ".join(f"{site.name!r} is {site.kind}" for site in sites) or "it has no sample statement at all"
         )
         it.add(Finding("nothing to train", "error", None, message))
+    it.findings = [finding for finding in it.findings if finding.kind not in tolerated]
     if not errors_among(it.findings):
         with it.noting():
             _sum_out(program)

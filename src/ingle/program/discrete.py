@@ -67,6 +67,28 @@ class Summed:
         """Every site whose log probability depends on a latent that is summed out, those latents among them."""
         return frozenset(self._nodes)
 
+    @property
+    def others(self) -> list[Any]:
+        """The sample sites whose log probability depends on no latent that is summed out, as in a trace."""
+        nodes = self._trace.nodes
+        return [node for name, node in nodes.items() if node["type"] == "sample" and name not in self._nodes]
+
+    def terms(self) -> list[tuple[list[Any], Tensor]]:
+        """The log joint of all sites of `names`, the discrete latents summed out, for each independent part.
+
+        Returns:
+            For each part the plates that every one of its discrete latents lies in, as frames of Pyro's, and the term
+            with the dimensions of those, its scale among it.
+        """
+        found = []
+        for part in self._parts():
+            joint = self._contract(part)[1]
+            latents = [self._latents[name] for name in part if name in self._latents]
+            frames = [frame for frame in _plates(latents[0]) if all(frame in _plates(node) for node in latents)]
+            placed = self._placed(joint, joint._pyro_dims, rank=0)
+            found.append((frames, placed * self._nodes[part[0]]["scale"]))
+        return found
+
     def log_likelihood(self) -> dict[str, Tensor]:
         """The log likelihood given the other latents, the discrete ones summed out, for each independent part.
 

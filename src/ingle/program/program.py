@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ingle.data import Data
+from ingle.program.discrete import Summed
 from ingle.program.explain import check_call, explained
 from ingle.program.guides import GuideRecipe
 from ingle.program.handlers import Given, Leaves, Rows, Unobserve
@@ -65,6 +66,13 @@ class Program:
     memory: Memory = field(default_factory=Memory, repr=False)
     followed: dict[frozenset[str], frozenset[str]] = field(default_factory=dict, repr=False)
     _sides: tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What the user calls the model."""
+        inner: Any = poutine.unwrap(self.model)
+        inner = getattr(inner, "func", inner)
+        return str(getattr(inner, "__name__", type(inner).__name__))
 
     @property
     def latents(self) -> tuple[Site, ...]:
@@ -138,6 +146,11 @@ class Program:
         model = Unobserve()(self.model) if anew else self.model
         with Given(given):
             return poutine.trace(model).get_trace(*self.data.args, **self.data.kwargs)
+
+    def summed(self, given: Mapping[str, Tensor]) -> Summed:
+        """One run of the model with its discrete latents at all their values, given one draw of the others."""
+        with Given(given):
+            return Summed(self.model, self.data.args, self.data.kwargs, first_dim=-1 - self.max_plate_nesting)
 
     def sides(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters of the model and of the guide by name, unconstrained, each tensor once.

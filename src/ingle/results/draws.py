@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ingle.errors import OptionError
-from ingle.program import Given, Program, Site, Summed
-from ingle.results.vectorise import repeat
+from ingle.program import Given, Program, Site, repeat
 
 __all__ = [
     "chunk_of",
@@ -27,7 +26,6 @@ __all__ = [
     "observed_sites",
     "posterior",
     "refuse_too_large",
-    "summed",
 ]
 
 _ELEMENTS = 2**24  # numbers held by the sites of one chunk of draws
@@ -139,13 +137,7 @@ def discrete(program: Program, drawn: Mapping[str, Tensor], n: int) -> dict[str,
     if not program.enumerated:
         return {}
     with program.explained("model"):
-        return chunked(program, lambda given: summed(program, given).draw(), n, given=drawn)  # type: ignore[no-any-return]
-
-
-def summed(program: Program, given: Mapping[str, Tensor]) -> Summed:
-    """One run of the model with its discrete latents at all their values, given one draw of the others."""
-    with Given(given):
-        return Summed(program.model, program.data.args, program.data.kwargs, first_dim=-1 - program.max_plate_nesting)
+        return chunked(program, lambda given: program.summed(given).draw(), n, given=drawn)  # type: ignore[no-any-return]
 
 
 def log_prob_sum(trace: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ingle.data import Data
 from ingle.errors import IngleWarning, OptionError, warn
+from ingle.evidence import why_no_weights
 from ingle.program import Program, Site, Unobserve
 from ingle.results.dims import batch_dims_of, dims_of
 from ingle.results.draws import (
@@ -21,9 +22,8 @@ from ingle.results.draws import (
     modelled,
     observed_sites,
     refuse_too_large,
-    summed,
 )
-from ingle.results.likelihood import evaluate, first_run, local_latents, masked_rows, why_no_weights, with_gaps
+from ingle.results.likelihood import evaluate, first_run, local_latents, masked_rows, with_gaps
 from ingle.results.prior import drawn_from
 from ingle.results.weights import resampled
 
@@ -159,7 +159,7 @@ def _probabilities(program: Program, drawn: Mapping[str, Tensor], n: int) -> dic
         return {}
     with program.explained("model"):
         return chunked(  # type: ignore[no-any-return]
-            program, lambda given: summed(program, given).probabilities(), n, given=drawn
+            program, lambda given: program.summed(given).probabilities(), n, given=drawn
         )
 
 

@@ -9,10 +9,10 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ingle.program import Program, layers, reached, read_sites
-from ingle.results.draws import chunked, drawn_latents, guided, log_prob_sum, observed_sites, summed
+from ingle.program import Program, layers, reached
+from ingle.results.draws import chunked, drawn_latents, log_prob_sum, observed_sites
 
-__all__ = ["evaluate", "first_run", "local_latents", "masked_rows", "why_no_weights", "with_gaps"]
+__all__ = ["evaluate", "first_run", "local_latents", "masked_rows", "with_gaps"]
 
 
 def evaluate(
@@ -26,7 +26,7 @@ def evaluate(
     names = [site.name for site in observed_sites(program)] if pointwise else []
 
     def run(given: Any) -> dict[str, Any]:
-        whole = summed(program, given) if program.enumerated else None
+        whole = program.summed(given) if program.enumerated else None
         trace = program.trace_model(given)
         trace.compute_log_prob()
         found = {
@@ -45,50 +45,6 @@ def evaluate(
     with program.explained("model"):
         evaluated = chunked(program, run, n, given=drawn)
     return {"log_p": evaluated["log_p"]}, evaluated.get("log_likelihood", {})
-
-
-def why_no_weights(program: Program) -> str | None:
-    """Why draws of the guide have no importance weights, in words; None where they have."""
-    masses = _point_masses(program)
-    if masses:
-        return f"the guide is a point mass at {', '.join(masses)}, without a density; fit 'normal', say"
-    loose = _untied_auxiliaries(program)
-    if loose:
-        return (
-            f"the guide draws {', '.join(loose)} beside the model's latents, so the density of these alone is not known"
-        )
-    own = sorted({plate.name for site in program.model_sites for plate in site.plates if program.partial(site)})
-    if own:
-        return (
-            f"plate {', '.join(own)} draws rows by itself, so each run sees other data; give the plate all its rows "
-            "and the fit batch_size"
-        )
-    return None
-
-
-def _point_masses(program: Program) -> tuple[str, ...]:
-    """The continuous latents for which the guide has one value and no density: two runs of it give the same."""
-    deltas = [site.name for site in program.guide_sites if site.kind == "latent" and site.distribution == "Delta"]
-    if not deltas:
-        return ()
-    drawn = guided(program, 2)
-    return tuple(name for name in deltas if name in drawn and bool((drawn[name][0] == drawn[name][1]).all()))
-
-
-def _untied_auxiliaries(program: Program) -> tuple[str, ...]:
-    """Auxiliary sites of the guide that are not carried, one to one, into latents by a change of variables."""
-    with torch.no_grad(), program.at_rest(), program.explained("guide"):
-        sites = read_sites(program.trace_guide())  # as it is now: Laplace's is another one than was trained
-        names = [site.name for site in sites if site.kind == "auxiliary"]
-        if not names:
-            return ()
-        with reached(names) as origin:
-            trace = program.trace_guide()
-            behind = {site.name: origin(trace.nodes[site.name]["fn"]) for site in sites if site.kind == "latent"}
-    deltas = {site.name for site in sites if site.distribution == "Delta"}
-    tied = frozenset().union(*(names for latent, names in behind.items() if latent in deltas))
-    loose = frozenset().union(*(names for latent, names in behind.items() if latent not in deltas))
-    return tuple(name for name in names if name not in tied or name in loose)
 
 
 def local_latents(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:

@@ -21,10 +21,10 @@ from ingle.program import (
     find_modules,
     layers,
     modules_kept,
+    repeat,
 )
 from ingle.results.draws import chunk_of, refuse_too_large
 from ingle.results.probe import probed
-from ingle.results.vectorise import repeat
 from ingle.runtime import Runtime
 
 __all__ = ["drawn_from", "prior_predictive"]

@@ -18,7 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["repeat"]
+__all__ = ["is_out_of_memory", "repeat"]
 
 _Tree = Mapping[str, Any]  # of tensors, or of names to tensors
 
@@ -26,7 +26,14 @@ _DATA: Any = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _SAMPLERS = tuple(str(Path(str(module.__file__)).parent) for module in (torch.distributions, pyro.distributions))
 
 
-def repeat(run: Callable[[Any], _Tree], times: int, *, chunk: int, given: _Tree | None = None) -> Any:
+def repeat(
+    run: Callable[[Any], _Tree],
+    times: int,
+    *,
+    chunk: int,
+    given: _Tree | None = None,
+    alone: Callable[[str], None] | None = None,
+) -> Any:
     """Run `run` `times` times with independent noise and stack what it returns, first axis `times`.
 
     All runs of a chunk go through the program together under `torch.vmap`, where every tensor has the shape that
@@ -39,6 +46,7 @@ def repeat(run: Callable[[Any], _Tree], times: int, *, chunk: int, given: _Tree 
         times: how many runs.
         chunk: how many of them together.
         given: what each run starts from, tensors with first axis `times`.
+        alone: told, in words, why the runs are taken one by one, where they are.
     """
     inputs = {} if given is None else given
     outside = _python_noise()
@@ -49,9 +57,21 @@ def repeat(run: Callable[[Any], _Tree], times: int, *, chunk: int, given: _Tree 
             stacked = numbered(torch.arange(times), inputs)
         if _python_noise() == outside:
             return stacked
-    except Exception:  # whatever stopped vmap, the plain loop decides whether the program itself is at fault
-        pass
+        why = "numbers from numpy's or Python's own generator"
+    except Exception as error:  # whatever stopped vmap, the plain loop decides whether the program itself is at fault
+        if is_out_of_memory(error):
+            raise
+        why = f"{type(error).__name__}: {error}".split("\n")[0]
+    if alone is not None:
+        alone(why)
     return _stacked([run(_at(place, inputs)) for place in range(times)])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def _at(place: int, tree: Any) -> Any:

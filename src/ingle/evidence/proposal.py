@@ -1,0 +1,176 @@
+"""Where draws come from: the guide or the prior, with the density of what they drew and of what others drew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import is_identically_zero
+from pyro.infer import autoguide
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ingle.errors import OptionError
+from ingle.evidence.elements import Elements
+from ingle.evidence.joint import log_prob, samples, supported
+from ingle.program import Given, Program
+
+__all__ = ["Proposal", "from_guide", "from_prior", "prior_alone"]
+
+_OF_ITS_OWN = "_unconstrained"  # what AutoNormal calls the draw behind a latent
+
+
+class Proposal:
+    """A distribution of the latents that can be drawn from.
+
+    Args:
+        name: in words.
+        run: one run of it, as a Pyro trace.
+        latents: names of those that it draws.
+        elements: each with a density of its own.
+        given: latents held at a value, whose own density is not counted.
+        masks: what hides elements of a latent in the model, by name: there it has no density in the model, and so none
+            here.
+        behind: from values of the latents to values of the sites that they are computed from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[], Any],
+        *,
+        latents: Collection[str],
+        elements: Elements,
+        given: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        behind: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    ) -> None:
+        self.name = name
+        self.latents = tuple(latents)
+        self._run = run
+        self._elements = elements
+        self._given = given
+        self._masks = masks
+        self._behind = behind
+
+    def draw(self) -> dict[str, Any]:
+        """One draw: `values` by name, and `log_q`, float64, of the shape of the elements."""
+        with Given(self._given):
+            trace = self._run()
+        values = {name: trace.nodes[name]["value"] for name in self.latents}
+        return {"values": values, "log_q": self._density(samples(trace))}
+
+    def density(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log q of values that need not be its own, float64, of the shape of the elements.
+
+        Raises:
+            OptionError: a guide whose density is known at its own draws alone.
+        """
+        with Given({**self._behind(values), **self._given}):
+            trace = self._run()
+        return self._density(samples(trace))
+
+    def _density(self, nodes: Iterable[Any]) -> Tensor:
+        total = torch.zeros(self._elements.shape, dtype=torch.float64)
+        for node in nodes:
+            latent = node["name"].removesuffix(_OF_ITS_OWN)
+            if latent in self._given or node["name"] in self._given:
+                continue
+            term = log_prob(node, mask=self._masks.get(latent, self._masks.get(node["name"])))
+            if not is_identically_zero(term):
+                total = total + self._elements.summed(supported(node, term))
+        return total
+
+
+def from_guide(
+    program: Program, elements: Elements, given: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> Proposal:
+    """The guide of a program, all that it draws."""
+    latents = [site.name for site in program.latents if site.name not in {*program.enumerated, *given}]
+    return Proposal(
+        "the guide",
+        program.trace_guide,
+        latents=latents,
+        elements=elements,
+        given=given,
+        masks=masks,
+        behind=lambda values: _behind(program, values),
+    )
+
+
+def from_prior(program: Program, elements: Elements, given: Mapping[str, Tensor]) -> Proposal:
+    """The prior of the latents of a program.
+
+    Raises:
+        OptionError: a prior that cannot be drawn.
+    """
+    latents = [site.name for site in program.latents if site.name not in {*program.enumerated, *given}]
+    improper = [
+        site.name
+        for site in program.latents
+        if site.name in latents and site.distribution in ("ImproperUniform", "Unit", "Flat", "HalfFlat")
+    ]
+    if improper:
+        raise OptionError(
+            f"the prior of {', '.join(map(repr, improper))} is improper, so there is nothing to draw from"
+        )
+
+    def run() -> Any:
+        trace: Any = poutine.trace(program.model).get_trace(*program.data.args, **program.data.kwargs)
+        for name in [node["name"] for node in samples(trace) if node["name"] not in latents]:
+            trace.remove_node(name)
+        return trace
+
+    return Proposal(
+        "the prior", run, latents=latents, elements=elements, given=given, masks={}, behind=lambda values: values
+    )
+
+
+def prior_alone(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A guide that draws what a model draws, discrete latents of finite support left out, to be summed over."""
+
+    def hidden(msg: Any) -> bool:
+        if msg["type"] != "sample" or site_is_subsample(msg):
+            return False
+        return bool(msg["is_observed"] or getattr(msg["fn"], "has_enumerate_support", False))
+
+    def prior(*args: Any, **kwargs: Any) -> None:
+        with poutine.block(hide_fn=hidden):
+            model(*args, **kwargs)
+
+    return prior
+
+
+def _behind(program: Program, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a guide has to draw for its latents to have these values."""
+    auxiliary = [site.name for site in program.guide_sites if site.kind == "auxiliary"]
+    if not auxiliary:
+        return dict(values)
+    found = _of_automatic(poutine.unwrap(program.guide), values, auxiliary)
+    if found is None:
+        raise OptionError(
+            f"the density of guide {program.recipe.description} is not known at values that it did not draw, since it "
+            f"computes its latents from {', '.join(map(repr, auxiliary[:3]))}. A guide with a pyro.sample statement "
+            "for each latent will do, and so will 'normal', 'multivariate_normal', 'low_rank' and 'flow'"
+        )
+    return found
+
+
+def _of_automatic(guide: Any, values: Mapping[str, Tensor], auxiliary: Collection[str]) -> dict[str, Tensor] | None:
+    """The unconstrained draws behind latents of an automatic guide; None for one of another kind."""
+    if isinstance(guide, autoguide.AutoGuideList):
+        parts = [_of_automatic(part, values, auxiliary) for part in guide]
+        return None if None in parts else {name: value for part in parts if part for name, value in part.items()}
+    if not isinstance(guide, (autoguide.AutoNormal, autoguide.AutoContinuous)):
+        return None
+    sites = dict(guide.prototype_trace.iter_stochastic_nodes())
+    back = {name: biject_to(site["fn"].support).inv(values[name]) for name, site in sites.items() if name in values}
+    if isinstance(guide, autoguide.AutoNormal):
+        return {f"{name}{_OF_ITS_OWN}": value for name, value in back.items()}
+    own = f"_{guide._pyro_name}_latent"
+    if own not in auxiliary or len(back) < len(sites):
+        return None
+    return {own: torch.cat([value.reshape(-1) for value in back.values()])}

@@ -1,0 +1,95 @@
+"""Pairs whose draws have no importance weights."""
+
+from __future__ import annotations
+
+import torch
+
+from ingle.errors import OptionError
+from ingle.evidence.proposal import Proposal
+from ingle.evidence.sampler import Sampler
+from ingle.program import Program, reached, read_sites
+
+__all__ = ["refuse_shared", "why_no_weights"]
+
+
+def why_no_weights(program: Program) -> str | None:
+    """Why draws of the guide have no importance weights, in words; None where they have."""
+    masses = _point_masses(program)
+    if masses:
+        return f"the guide is a point mass at {', '.join(masses)}, without a density; fit 'normal', say"
+    loose = _untied_auxiliaries(program)
+    if loose:
+        return (
+            f"the guide draws {', '.join(loose)} beside the model's latents, so the density of these alone is not known"
+        )
+    own = sorted({plate.name for site in program.model_sites for plate in site.plates if program.partial(site)})
+    if own:
+        return (
+            f"plate {', '.join(own)} draws rows by itself, so each run sees other data; give the plate all its rows "
+            "and the fit batch_size"
+        )
+    return None
+
+
+def _point_masses(program: Program) -> tuple[str, ...]:
+    """The continuous latents for which the guide has one value and no density: two runs of it give the same."""
+    deltas = [site.name for site in program.guide_sites if site.kind == "latent" and site.distribution == "Delta"]
+    if not deltas:
+        return ()
+    with torch.no_grad(), program.at_rest(), program.explained("guide"):
+        first, second = (program.trace_guide() for _ in range(2))
+    return tuple(name for name in deltas if bool((first.nodes[name]["value"] == second.nodes[name]["value"]).all()))
+
+
+def _untied_auxiliaries(program: Program) -> tuple[str, ...]:
+    """Auxiliary sites of the guide that are not carried, one to one, into latents by a change of variables."""
+    with torch.no_grad(), program.at_rest(), program.explained("guide"):
+        sites = read_sites(program.trace_guide())  # as it is now: Laplace's is another one than was trained
+        names = [site.name for site in sites if site.kind == "auxiliary"]
+        if not names:
+            return ()
+        with reached(names) as origin:
+            trace = program.trace_guide()
+            behind = {site.name: origin(trace.nodes[site.name]["fn"]) for site in sites if site.kind == "latent"}
+    deltas = {site.name for site in sites if site.distribution == "Delta"}
+    tied = frozenset().union(*(names for latent, names in behind.items() if latent in deltas))
+    loose = frozenset().union(*(names for latent, names in behind.items() if latent not in deltas))
+    return tuple(name for name in names if name not in tied or name in loose)
+
+
+def refuse_shared(sampler: Sampler, proposal: Proposal) -> float:
+    """The log density of the terms that are no element's own, once elements are seen to share no latent.
+
+    Every other element is given another draw: what the ones in between weigh must not change.
+
+    Raises:
+        OptionError: they do, or a term outside of the plate depends on what is drawn inside.
+    """
+    elements = sampler.elements
+    values, _ = next(iter(sampler.blocks(proposal, 2, stream=1_000)))
+    plate = elements.plate
+    if plate is None:
+        return 0.0
+    found = sampler.both(values, 2)
+    rest = found["rest"]
+    if not torch.isclose(rest[0], rest[1], rtol=1e-6, atol=1e-6, equal_nan=True):
+        raise OptionError(
+            f"per={plate!r}: what the model says outside of plate {plate!r} depends on latents inside, so that its "
+            "elements are tied together; leave per out for the evidence of all data"
+        )
+    ranks = {site.name: len(site.event_shape) for site in sampler.program.latents}
+    other = torch.arange(elements.size, device=sampler.runtime.device) % 2 == 1
+    mixed = {
+        name: torch.where(other.reshape([-1] + [1] * (ranks[name] - elements.dim - 1)), value[1], value[0])[None]
+        for name, value in values.items()
+    }
+    expected = torch.where(other, found["log_p"][1], found["log_p"][0])
+    told = sampler.log_p(mixed, 1)[0]
+    apart = torch.isclose(told, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    if not bool(apart.all()):
+        raise OptionError(
+            f"per={plate!r}: elements of plate {plate!r} share latents: the joint of {int((~apart).sum()):,} of "
+            f"{elements.size:,} changes when a neighbour is drawn anew, as where a latent is indexed by another row or "
+            "summed over rows; leave per out for the evidence of all data"
+        )
+    return float(rest[0])

@@ -1,0 +1,141 @@
+"""Draws of a program and densities at them, many at a time, in chunks that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ingle.errors import OptionError
+from ingle.evidence.elements import Elements
+from ingle.evidence.joint import Joint
+from ingle.evidence.memory import budget, peak_bytes
+from ingle.evidence.proposal import Proposal
+from ingle.options import positive_integer
+from ingle.program import Program, is_out_of_memory, repeat
+from ingle.runtime import Runtime
+
+__all__ = ["Chunk", "Sampler", "resolve_chunk"]
+
+Chunk = int | Literal["auto"]
+
+_AT_ONCE = 2**22  # numbers of latents that are drawn together
+_MOST = 2**16  # draws that are drawn together
+
+
+def resolve_chunk(chunk: object) -> int | None:
+    """A number of draws, None for "auto". Raises `OptionError` for anything else."""
+    if isinstance(chunk, str) and chunk == "auto":
+        return None
+    if isinstance(chunk, str):
+        raise OptionError(f"chunk must be a number of draws or 'auto', got {chunk!r}")
+    return positive_integer("chunk", chunk)
+
+
+class Sampler:
+    """Runs a program for many draws, inside a scope of its runtime.
+
+    Draws come in blocks, each with random numbers of its own, whose size follows from the program alone. So they are
+    the same whatever the chunk, and a chunk that was too large for the memory can be halved on the way.
+
+    Args:
+        program: with all rows of every plate.
+        runtime: whose seed the blocks take theirs from.
+        elements: each with weights of its own.
+        given: latents held at a value.
+        chunk: most draws to put through the model together; None finds it from memory.
+
+    Attributes:
+        alone: why draws went through the program one by one, in words; None where they went together.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        runtime: Runtime,
+        elements: Elements,
+        given: Mapping[str, Tensor],
+        chunk: int | None,
+    ) -> None:
+        self.program = program
+        self.runtime = runtime
+        self.elements = elements
+        self.joint = Joint(program, elements, given)
+        self.alone: str | None = None
+        self._chunk = chunk
+
+    def blocks(self, proposal: Proposal, n: int, *, stream: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """`n` draws, block by block: values by name, shape (k, *site shape), and log q, (k, *elements), float64.
+
+        Args:
+            proposal: that is drawn from.
+            n: how many in all.
+            stream: another number, other draws.
+        """
+        size = self._block(proposal)
+        for block, start in enumerate(range(0, n, size)):
+            self.runtime.reseed(int(np.random.SeedSequence([self.runtime.seed, stream, block]).generate_state(1)[0]))
+            count = min(size, n - start)
+            with self.program.explained("guide"):
+                drawn = self.each(lambda _: proposal.draw(), count, chunk=count)
+            yield drawn.get("values", {}), drawn["log_q"]
+
+    def log_p(self, values: Mapping[str, Tensor], n: int) -> Tensor:
+        """The log joint at `n` draws, shape (n, *elements), float64."""
+        return self.both(values, n)["log_p"]  # type: ignore[no-any-return]
+
+    def both(self, values: Mapping[str, Tensor], n: int) -> Any:
+        """`log_p` and `rest` of `Joint` at `n` draws."""
+        if self._chunk is None:
+            self._chunk = self._found(values)
+        with self.program.explained("model"):
+            return self.each(self.joint, n, given=values, chunk=self._chunk)
+
+    def log_q(self, proposal: Proposal, values: Mapping[str, Tensor], n: int) -> Tensor:
+        """The log density of a proposal at `n` draws that need not be its own, shape (n, *elements), float64."""
+        with self.program.explained("guide"):
+            found = self.each(lambda one: {"log_q": proposal.density(one)}, n, given=values, chunk=self._chunk or n)
+        return found["log_q"]  # type: ignore[no-any-return]
+
+    def each(
+        self, run: Callable[[Any], Mapping[str, Any]], n: int, *, chunk: int, given: Mapping[str, Tensor] | None = None
+    ) -> Any:
+        """`run` for `n` draws; where memory runs out, in smaller chunks from then on.
+
+        Raises:
+            OptionError: a single draw is too large for the memory.
+        """
+        while True:
+            try:
+                return repeat(run, n, chunk=max(1, min(chunk, n)), given=given, alone=self._note)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if chunk <= 1:
+                    raise OptionError(
+                        f"one draw of all rows does not fit in the memory of {self.runtime.device}: {error}".split(
+                            "\n"
+                        )[0]
+                    ) from error
+            chunk = chunk // 2
+            if self._chunk is not None:
+                self._chunk = min(self._chunk, chunk)
+            if self.runtime.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _note(self, why: str) -> None:
+        self.alone = self.alone or why
+
+    def _block(self, proposal: Proposal) -> int:
+        shapes = {site.name: site.value_shape for site in self.program.latents}
+        numbers = sum(int(np.prod(shapes[name])) for name in proposal.latents)
+        return max(1, min(_MOST, _AT_ONCE // max(1, numbers)))
+
+    def _found(self, values: Mapping[str, Tensor]) -> int:
+        one = {name: value[0] for name, value in values.items()}
+        with self.program.explained("model"):
+            most = peak_bytes(lambda: self.joint(one))
+        return max(1, budget(self.runtime.device) // max(1, most))
