@@ -31,6 +31,7 @@ def test_public_names() -> None:
     assert sorted(ingle.__all__) == [
         "Check",
         "DataError",
+        "Evidence",
         "FileError",
         "Finding",
         "Fit",
@@ -47,6 +48,7 @@ def test_public_names() -> None:
         "fit",
         "gradient_report",
         "load",
+        "log_evidence",
         "prior_predictive",
     ]
     assert all(hasattr(ingle, name) for name in ingle.__all__)

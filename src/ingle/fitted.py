@@ -19,6 +19,7 @@ from ingle import results, saved
 from ingle.data import read
 from ingle.engine import Compile
 from ingle.errors import IngleError, IngleWarning, OptionError, warn
+from ingle.evidence import Chunk, Evidence, ProposalName, estimate
 from ingle.options import boolean, positive_integer
 from ingle.program import Program, check_call
 from ingle.results import GroupName
@@ -218,6 +219,46 @@ class Fit:
         arguments = None if data is None else check_call("model", self.model, read(data)).to(self.dtype, self.device)
         with self._scope(seed):
             return results.predict(self._program, arguments, n, new=plates)
+
+    def log_evidence(
+        self,
+        num_samples: int = 10_000,
+        *,
+        per: str | None = None,
+        proposal: ProposalName = "guide",
+        defensive: float = 0.0,
+        given: Mapping[str, Any] | None = None,
+        chunk: Chunk = "auto",
+        seed: int | None = None,
+    ) -> Evidence:
+        """Estimate log p(x) at the fitted parameters, and say how far to trust it; see `ingle.log_evidence`.
+
+        All rows of every plate are used, also after a fit in minibatches.
+
+        Args:
+            num_samples: number of draws.
+            per: a plate whose elements are estimated one by one.
+            proposal: "guide", "prior" or "ais".
+            defensive: the share of draws from the prior, beside the guide's.
+            given: values of latents that are held fixed.
+            chunk: how many draws go through the program together.
+            seed: of the draws; None gives the same estimate at every call.
+
+        Raises:
+            OptionError, ProgramError: as there.
+        """
+        with self._scope(seed):
+            runtime = self._runtime if seed is None else replace(self._runtime, seed=resolve_seed(seed))
+            return estimate(
+                self._program,
+                runtime,
+                num_samples=num_samples,
+                per=per,
+                proposal=proposal,
+                defensive=defensive,
+                given=given,
+                chunk=chunk,
+            )
 
     def to_arviz(
         self,

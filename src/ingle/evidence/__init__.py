@@ -1,7 +1,9 @@
 """The evidence: importance weights, streamed, and what they say of log p(x)."""
 
+from ingle.evidence.estimate import ProposalName, estimate
 from ingle.evidence.evidence import Evidence, Pointwise
 from ingle.evidence.log_evidence import log_evidence
 from ingle.evidence.refuse import why_no_weights
+from ingle.evidence.sampler import Chunk
 
-__all__ = ["Evidence", "Pointwise", "log_evidence", "why_no_weights"]
+__all__ = ["Chunk", "Evidence", "Pointwise", "ProposalName", "estimate", "log_evidence", "why_no_weights"]

@@ -21,7 +21,7 @@ Verdict = Literal["exact", "reliable", "costly", "unreliable", "unknown"]
 _FEWEST = 100  # draws below which k-hat is not given, and effective draws below which an error bar is no error bar
 _COSTLY = 0.05  # effective draws of those drawn
 _SOME = 0.01  # of elements, that may be beyond trust in a total that is not
-_ROUNDING = 1e-9
+_ROUNDING = 32  # units of rounding by which weights may differ that are the same
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ def from_summary(
     khat = float(khats.max()) if khats.size else math.nan
     ess = float(summary.ess.min()) if summary.ess.size else math.nan
     threshold = khat_threshold(num_samples)
-    verdict, reason = judged(summary, num_samples, threshold, proposal=str(told["proposal"]))
+    rounding = _ROUNDING * torch.finfo(told["dtype"]).eps
+    verdict, reason = judged(summary, num_samples, threshold, proposal=str(told["proposal"]), rounding=rounding)
     if exact and verdict == "exact":
         reason = "nothing was drawn: the model has no latent, or all were summed out"
     return Evidence(
@@ -195,8 +196,18 @@ def from_summary(
     )
 
 
-def judged(summary: Summary, num_samples: int, threshold: float, *, proposal: str) -> tuple[Verdict, str]:
-    """How far to trust sums over draws, and the sentence that says it."""
+def judged(
+    summary: Summary, num_samples: int, threshold: float, *, proposal: str, rounding: float
+) -> tuple[Verdict, str]:
+    """How far to trust sums over draws, and the sentence that says it.
+
+    Args:
+        summary: the sums.
+        num_samples: draws.
+        threshold: the most k-hat at which they can be trusted.
+        proposal: where they came from.
+        rounding: relative spread of log weights that is none.
+    """
     if summary.infinite.any():
         return "unreliable", (
             "no: the log joint is infinite at a draw, so the model has a density without bound there; see "
@@ -211,8 +222,8 @@ def judged(summary: Summary, num_samples: int, threshold: float, *, proposal: st
         return "unreliable", (
             f"no: every weight is zero: {proposal} draws nothing that the model holds possible with these data"
         )
-    if np.all(summary.se < _ROUNDING * (1 + np.abs(summary.log_z))):
-        return "exact", "every weight is the same: the proposal is the posterior"
+    if np.all(summary.se * np.sqrt(num_samples) < rounding * (1 + np.abs(summary.log_z))):
+        return "exact", "every weight is the same up to rounding: the proposal is the posterior"
     if num_samples < _FEWEST:
         return "unknown", (
             f"not known: k-hat is fitted to the tail of at least {_FEWEST} draws, and there are {num_samples}; take "

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ingle.data import read
 from ingle.errors import OptionError
-from ingle.evidence.estimate import Chunk, ProposalName, estimate
+from ingle.evidence.estimate import ProposalName, estimate
 from ingle.evidence.evidence import Evidence
 from ingle.evidence.proposal import prior_alone
+from ingle.evidence.sampler import Chunk
 from ingle.program import buffers_kept, build_program, find_modules, set_guide
 from ingle.runtime import Runtime
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["budget", "peak_bytes"]
 
-_ON_HOST = 2**28  # bytes, beyond which nothing is gained
+_ON_HOST = 2**26  # bytes; beyond the processor's caches nothing is gained
 _OF_FREE = 0.5  # of the memory that a device has left
 
 
@@ -28,7 +28,8 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     with _Live() as live:
         result = run()
     del result
-    return live.most
+    most: int = live.most
+    return most
 
 
 class _Live(TorchDispatchMode):

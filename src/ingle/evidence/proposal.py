@@ -166,7 +166,8 @@ def _of_automatic(guide: Any, values: Mapping[str, Tensor], auxiliary: Collectio
         return None if None in parts else {name: value for part in parts if part for name, value in part.items()}
     if not isinstance(guide, (autoguide.AutoNormal, autoguide.AutoContinuous)):
         return None
-    sites = dict(guide.prototype_trace.iter_stochastic_nodes())
+    prototype: Any = guide.prototype_trace
+    sites = dict(prototype.iter_stochastic_nodes())
     back = {name: biject_to(site["fn"].support).inv(values[name]) for name, site in sites.items() if name in values}
     if isinstance(guide, autoguide.AutoNormal):
         return {f"{name}{_OF_ITS_OWN}": value for name, value in back.items()}

@@ -135,7 +135,7 @@ class Sampler:
         return max(1, min(_MOST, _AT_ONCE // max(1, numbers)))
 
     def _found(self, values: Mapping[str, Tensor]) -> int:
-        one = {name: value[0] for name, value in values.items()}
+        one = {name: value[0].clone() for name, value in values.items()}  # a view would count all draws
         with self.program.explained("model"):
             most = peak_bytes(lambda: self.joint(one))
         return max(1, budget(self.runtime.device) // max(1, most))
