@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +21,8 @@ class GaussianMixture:
     component_i ~ Categorical(weights), x_i ~ Normal(loc_component[i], scale_component[i]) in each column.
 
     `centre` and `spread` are given, since a prior that looks at the data would count them twice; standardised
-    columns go well with the defaults. A guide that leaves `component` out has it summed out.
+    columns go well with the defaults. A guide that leaves `component` out has it summed out. Components are marked
+    exchangeable, so that their evidence counts every order of the labels, whichever one a guide has found.
 
     Args:
         num_components: K.
@@ -44,11 +46,16 @@ class GaussianMixture:
             x: points, shape (N, D).
         """
         k, (n, d) = self.num_components, x.shape
-        weights = pyro.sample("weights", dist.Dirichlet(torch.full((k,), self.concentration)))
+        # The prior does not tell components apart: the posterior has K! modes, which `ingle.log_evidence` must know.
+        last: Any = {"exchangeable": -1}
+        first: Any = {"exchangeable": -2}
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((k,), self.concentration)), infer=last)
         with pyro.plate("component_k", k):
-            loc = pyro.sample("loc", dist.Normal(self.centre, self.spread).expand([d]).to_event(1))
+            normal = dist.Normal(self.centre, self.spread).expand([d]).to_event(1)
+            loc = pyro.sample("loc", normal, infer=first)
             typical = math.log(self.spread / k)
-            scale = pyro.sample("scale", dist.LogNormal(typical, 1.0).expand([d]).to_event(1))
+            log_normal = dist.LogNormal(typical, 1.0).expand([d]).to_event(1)
+            scale = pyro.sample("scale", log_normal, infer=first)
         with pyro.plate("point", n) as i:
             component = pyro.sample("component", dist.Categorical(weights))
             # A place for the points left of K and D, so that particles in front of it stay in front.

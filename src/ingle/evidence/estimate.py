@@ -12,6 +12,7 @@ from torch import Tensor
 from ingle.errors import OptionError
 from ingle.evidence.elements import resolve_per
 from ingle.evidence.evidence import Evidence, from_summary
+from ingle.evidence.labels import Labels, read_labels
 from ingle.evidence.proposal import Proposal, from_guide, from_prior
 from ingle.evidence.refuse import refuse_shared, why_no_weights
 from ingle.evidence.sampler import Chunk, Sampler, resolve_chunk
@@ -67,15 +68,18 @@ def estimate(
             sources.append(from_prior(program, elements, fixed))
         counts = [n] if len(sources) == 1 else [n - max(1, round(share * n)), max(1, round(share * n))]
         rest = refuse_shared(sampler, sources[0])
+        labels = Labels({}, 1) if proposal == "prior" else read_labels(survey.nodes, given=fixed, per=per)
+        if labels:
+            labels.check(sampler, *sampler.first(sources[0]))
         name = " and ".join(
             source.name if len(sources) == 1 else f"{count / n:.0%} {source.name}"
             for source, count in zip(sources, counts, strict=True)
         )
         stream = Stream(elements.shape, n, runtime.device, sources=len(sources))
-        for place, count in enumerate(counts):
-            _weigh(stream, sampler, sources, counts, place, count)
+        for place in range(len(sources)):
+            _weigh(stream, sampler, sources, counts, place, labels)
         summary = stream.summary()
-    notes = [*survey.notes]
+    notes = [*survey.notes, *([labels.told] if labels else [])]
     if sampler.alone is not None:
         notes.append(f"draws went through the program one by one, which is slow: {sampler.alone}")
     return from_summary(
@@ -138,15 +142,17 @@ def _refuse_weightless(program: Program) -> None:
 
 
 def _weigh(
-    stream: Stream, sampler: Sampler, sources: list[Proposal], counts: list[int], place: int, count: int
+    stream: Stream, sampler: Sampler, sources: list[Proposal], counts: list[int], place: int, labels: Labels
 ) -> None:
-    """Add all draws of one source."""
+    """Add all draws of one source, weighed against the mixture of all."""
     shares = torch.tensor(counts, dtype=torch.float64, device=sampler.runtime.device)
     shares = (shares / shares.sum()).log()
-    mixed = len(sources) > 1
-    for values, own in sampler.blocks(sources[place], count, stream=place):
-        log_q = own + shares[place] if mixed else own
+    for values, own in sampler.blocks(sources[place], counts[place], stream=place):
+        n = len(own)
+        terms = []
         for other, source in enumerate(sources):
-            if other != place:
-                log_q = torch.logaddexp(log_q, sampler.log_q(source, values, len(own)) + shares[other])
-        stream.add(sampler.log_p(values, len(own)) - log_q, place)
+            log_q = own if other == place else sampler.log_q(source, values, n)
+            if labels and other == 0:  # the prior tells labels as little apart as the model does
+                log_q = labels.density(sampler, source, values, log_q)
+            terms.append(log_q + shares[other])
+        stream.add(sampler.log_p(values, n) - torch.stack(terms).logsumexp(0), place)

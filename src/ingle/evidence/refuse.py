@@ -66,7 +66,7 @@ def refuse_shared(sampler: Sampler, proposal: Proposal) -> float:
         OptionError: they do, or a term outside of the plate depends on what is drawn inside.
     """
     elements = sampler.elements
-    values, _ = next(iter(sampler.blocks(proposal, 2, stream=1_000)))
+    values, _ = sampler.first(proposal)
     plate = elements.plate
     if plate is None:
         return 0.0

@@ -24,6 +24,7 @@ Chunk = int | Literal["auto"]
 
 _AT_ONCE = 2**22  # numbers of latents that are drawn together
 _MOST = 2**16  # draws that are drawn together
+_LOOK = 1_000  # a stream of its own
 
 
 def resolve_chunk(chunk: object) -> int | None:
@@ -82,6 +83,11 @@ class Sampler:
             with self.program.explained("guide"):
                 drawn = self.each(lambda _: proposal.draw(), count, chunk=count)
             yield drawn.get("values", {}), drawn["log_q"]
+
+    def first(self, proposal: Proposal, n: int = 2) -> tuple[dict[str, Tensor], int]:
+        """A few draws to look at, which are none of the others, and how many."""
+        values, _ = next(self.blocks(proposal, n, stream=_LOOK))
+        return values, n
 
     def log_p(self, values: Mapping[str, Tensor], n: int) -> Tensor:
         """The log joint at `n` draws, shape (n, *elements), float64."""

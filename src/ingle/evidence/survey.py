@@ -19,6 +19,7 @@ class Survey:
     """One run of a model with its latents at typical values.
 
     Attributes:
+        nodes: its sample sites.
         masks: what hides elements of a latent, in the batch shape, by name.
         data: of each observed site how many numbers it has, their mean and their sd.
         notes: what else a reader of the evidence should know, in words.
@@ -28,6 +29,7 @@ class Survey:
         program = sampler.program
         with program.explained("model"), InitMessenger(typical_value), Given(sampler.joint.given):
             nodes = samples(program.trace_model({}))
+        self.nodes = nodes
         self.masks: dict[str, Tensor] = {}
         self.data: dict[str, tuple[int, float, float]] = {}
         self.notes: list[str] = []

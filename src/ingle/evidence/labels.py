@@ -1,0 +1,125 @@
+"""Latents whose labels a model does not tell apart, as the components of a mixture, and guides that hold one order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ingle.errors import OptionError, ProgramError
+from ingle.evidence.proposal import Proposal
+from ingle.evidence.sampler import Sampler
+
+__all__ = ["Labels", "read_labels"]
+
+_MOST = 7  # labels, of which there are 5,040 orders
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which dimensions of which latents carry the labels.
+
+    Attributes:
+        dims: of each such latent the dimension of its value, negative.
+        size: K, how many labels there are.
+    """
+
+    dims: Mapping[str, int]
+    size: int
+
+    def __bool__(self) -> bool:
+        """Whether there is more than one order."""
+        return self.size > 1
+
+    @property
+    def told(self) -> str:
+        """For the notes of an evidence."""
+        return (
+            f"weighed against all {math.factorial(self.size):,} orders of the {self.size} exchangeable labels of "
+            f"{', '.join(self.dims)}, of which the guide holds one or a few"
+        )
+
+    def reordered(self, values: Mapping[str, Tensor], order: Iterable[int]) -> dict[str, Tensor]:
+        """Draws with their labels in another order."""
+        places = list(order)
+        return {
+            name: value.index_select(self.dims[name], torch.tensor(places, device=value.device))
+            if name in self.dims
+            else value
+            for name, value in values.items()
+        }
+
+    def density(self, sampler: Sampler, proposal: Proposal, values: Mapping[str, Tensor], own: Tensor) -> Tensor:
+        r"""The log density of a proposal averaged over all orders, log (1/K!) sum_pi q(pi(z)), shape (n,).
+
+        The model gives every order the same density, so drawing from one order and weighing against all is drawing
+        from all: the estimate is of the whole evidence, of which one order alone holds as little as one in K!.
+
+        Args:
+            sampler: that runs it.
+            proposal: the guide.
+            values: its draws.
+            own: log q of them as they are, shape (n,).
+
+        References:
+            Frühwirth-Schnatter (2004), Estimating Marginal Likelihoods for Mixture and Markov Switching Models Using
+            Bridge Sampling Techniques.
+        """
+        total = own
+        for order in itertools.islice(itertools.permutations(range(self.size)), 1, None):
+            total = torch.logaddexp(total, sampler.log_q(proposal, self.reordered(values, order), len(own)))
+        return total - math.log(math.factorial(self.size))
+
+    def check(self, sampler: Sampler, values: Mapping[str, Tensor], n: int) -> None:
+        """See on `n` draws that the model does not tell labels apart.
+
+        Raises:
+            ProgramError: it does.
+        """
+        turned = self.reordered(values, [*range(1, self.size), 0])
+        before, after = sampler.log_p(values, n), sampler.log_p(turned, n)
+        if not torch.allclose(before, after, rtol=1e-4, atol=1e-3, equal_nan=True):
+            raise ProgramError(
+                f"{', '.join(map(repr, self.dims))} {'is' if len(self.dims) == 1 else 'are'} marked exchangeable, but "
+                f"the log joint of the model changes when their labels do, from {float(before[0]):,.2f} to "
+                f"{float(after[0]):,.2f}: mark every latent that has a value for each label, or none"
+            )
+
+
+def read_labels(nodes: Iterable[Any], *, given: Mapping[str, Tensor], per: str | None) -> Labels:
+    """The labels of a run of a model, from `infer={"exchangeable": dim}` at its latents.
+
+    Raises:
+        ProgramError: dimensions that are none, or of different sizes.
+        OptionError: more labels than can be put in every order.
+    """
+    dims: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for node in nodes:
+        dim = node["infer"].get("exchangeable")
+        if dim is None or node["is_observed"]:
+            continue
+        name, shape = node["name"], tuple(node["value"].shape)
+        if isinstance(dim, bool) or not isinstance(dim, int) or not -len(shape) <= dim < 0:
+            raise ProgramError(
+                f"infer={{'exchangeable': {dim!r}}} at site {name!r} must be a negative dimension of its value, which "
+                f"has shape {shape}"
+            )
+        dims[name], sizes[name] = dim, shape[dim]
+    if not dims or per is not None or set(dims) & set(given):
+        return Labels({}, 1)
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{size} at {name!r}" for name, size in sizes.items())
+        raise ProgramError(f"sites marked exchangeable must have as many labels each, and have {told}")
+    size = next(iter(sizes.values()))
+    if size > _MOST:
+        raise OptionError(
+            f"{', '.join(map(repr, dims))} have {size} exchangeable labels, and {math.factorial(size):,} orders are "
+            f"too many to weigh against; up to {_MOST} labels can be done, or proposal='prior'"
+        )
+    return Labels(dims, size)
