@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ingle.errors import OptionError
+from ingle.evidence.annealed import anneal, refuse_discrete
 from ingle.evidence.elements import resolve_per
 from ingle.evidence.evidence import Evidence, from_summary
-from ingle.evidence.labels import Labels, read_labels
+from ingle.evidence.labels import EveryOrder, Labels, read_labels
 from ingle.evidence.proposal import Proposal, from_guide, from_prior
 from ingle.evidence.refuse import refuse_shared, why_no_weights
 from ingle.evidence.sampler import Chunk, Sampler, resolve_chunk
@@ -60,45 +61,58 @@ def estimate(
             _refuse_weightless(program)
         sampler = Sampler(program, runtime, elements, fixed, largest)
         survey = Survey(sampler)
-        sources: list[Proposal] = []
-        counts: list[int] = []
-        if proposal != "prior":
-            sources.append(from_guide(program, elements, fixed, survey.masks))
-        if proposal == "prior" or share > 0:
-            sources.append(from_prior(program, elements, fixed))
-        counts = [n] if len(sources) == 1 else [n - max(1, round(share * n)), max(1, round(share * n))]
-        rest = refuse_shared(sampler, sources[0])
         labels = Labels({}, 1) if proposal == "prior" else read_labels(survey.nodes, given=fixed, per=per)
+        sources: list[Proposal] = []
+        missing: list[str] = []
+        if proposal != "prior" and guided:
+            guide = from_guide(program, elements, fixed, survey.masks)
+            sources.append(EveryOrder(guide, labels) if labels else guide)
+        if proposal != "guide" or share > 0:
+            sources.append(from_prior(program, elements, fixed))
+        if proposal == "ais":
+            sources, missing = _startable(sampler, sources)
+        rest = refuse_shared(sampler, sources[0])
         if labels:
             labels.check(sampler, *sampler.first(sources[0]))
-        name = " and ".join(
-            source.name if len(sources) == 1 else f"{count / n:.0%} {source.name}"
-            for source, count in zip(sources, counts, strict=True)
-        )
-        stream = Stream(elements.shape, n, runtime.device, sources=len(sources))
-        for place in range(len(sources)):
-            _weigh(stream, sampler, sources, counts, place, labels)
-        summary = stream.summary()
-    notes = [*survey.notes, *([labels.told] if labels else [])]
+        told = (_annealed if proposal == "ais" else _mixed)(sampler, sources, n, share)
+    notes = [*survey.notes, *([labels.told] if labels else []), *missing]
     if sampler.alone is not None:
         notes.append(f"draws went through the program one by one, which is slow: {sampler.alone}")
     return from_summary(
-        summary,
         num_samples=n,
         per=per,
         rest=rest,
         exact=not sources[0].latents,
         model=program.name,
         guide=program.recipe.description if guided else "none",
-        proposal=name,
-        starts={},
         notes=tuple(notes),
         seconds=time.perf_counter() - began,
         dtype=runtime.dtype,
         device=runtime.device,
         seed=runtime.seed,
         data=survey.data,
+        **told,
     )
+
+
+def _mixed(sampler: Sampler, sources: list[Proposal], n: int, share: float) -> dict[str, Any]:
+    """By importance sampling."""
+    counts = [n] if len(sources) == 1 else [n - max(1, round(share * n)), max(1, round(share * n))]
+    stream = Stream(sampler.elements.shape, n, sampler.runtime.device, sources=len(sources))
+    for place in range(len(sources)):
+        _weigh(stream, sampler, sources, counts, place)
+    name = " and ".join(
+        source.name if len(sources) == 1 else f"{count / n:.0%} {source.name}"
+        for source, count in zip(sources, counts, strict=True)
+    )
+    return {"summary": stream.summary(), "proposal": name}
+
+
+def _annealed(sampler: Sampler, sources: list[Proposal], n: int, share: float) -> dict[str, Any]:
+    """By annealed importance sampling."""
+    found = anneal(sampler, sources, n)
+    steps = " and ".join(f"{name} ({count} temperatures)" for name, count in found.temperatures.items())
+    return {"summary": found.summary, "proposal": f"AIS from {steps}", "starts": found.starts, "apart": found.apart}
 
 
 def resolve_given(given: Mapping[str, Any] | None, program: Program, runtime: Runtime) -> dict[str, Tensor]:
@@ -141,18 +155,34 @@ def _refuse_weightless(program: Program) -> None:
         raise OptionError(f"the guide's draws have no importance weights: {why}")
 
 
-def _weigh(
-    stream: Stream, sampler: Sampler, sources: list[Proposal], counts: list[int], place: int, labels: Labels
-) -> None:
+def _startable(sampler: Sampler, sources: list[Proposal]) -> tuple[list[Proposal], list[str]]:
+    """The proposals that annealing can start from, and what to say of the others.
+
+    Raises:
+        OptionError: there is none.
+    """
+    refuse_discrete(sampler.program, sources[0])
+    usable, missing = [], []
+    for source in sources:
+        try:
+            sampler.log_q(source, *sampler.first(source))
+            usable.append(source)
+        except OptionError as error:
+            last = error
+            missing.append(f"AIS did not start from {source.name}: {error}")
+    if not usable:
+        raise last
+    return usable, missing
+
+
+def _weigh(stream: Stream, sampler: Sampler, sources: list[Proposal], counts: list[int], place: int) -> None:
     """Add all draws of one source, weighed against the mixture of all."""
     shares = torch.tensor(counts, dtype=torch.float64, device=sampler.runtime.device)
     shares = (shares / shares.sum()).log()
     for values, own in sampler.blocks(sources[place], counts[place], stream=place):
         n = len(own)
-        terms = []
-        for other, source in enumerate(sources):
-            log_q = own if other == place else sampler.log_q(source, values, n)
-            if labels and other == 0:  # the prior tells labels as little apart as the model does
-                log_q = labels.density(sampler, source, values, log_q)
-            terms.append(log_q + shares[other])
+        terms = [
+            (own if other == place else sampler.log_q(source, values, n)) + shares[other]
+            for other, source in enumerate(sources)
+        ]
         stream.add(sampler.log_p(values, n) - torch.stack(terms).logsumexp(0), place)

@@ -21,6 +21,7 @@ Verdict = Literal["exact", "reliable", "costly", "unreliable", "unknown"]
 _FEWEST = 100  # draws below which k-hat is not given, and effective draws below which an error bar is no error bar
 _COSTLY = 0.05  # effective draws of those drawn
 _SOME = 0.01  # of elements, that may be beyond trust in a total that is not
+_APART = 4.0  # standard errors between two starts that tell of a fault
 _ROUNDING = 32  # units of rounding by which weights may differ that are the same
 
 
@@ -146,7 +147,15 @@ class Evidence:
 
 
 def from_summary(
-    summary: Summary, *, num_samples: int, per: str | None, rest: float, exact: bool, **told: Any
+    summary: Summary,
+    *,
+    num_samples: int,
+    per: str | None,
+    rest: float,
+    exact: bool,
+    starts: Mapping[str, tuple[float, float]] | None = None,
+    apart: float = math.nan,
+    **told: Any,
 ) -> Evidence:
     """The result of sums over draws.
 
@@ -156,6 +165,8 @@ def from_summary(
         per: the plate whose elements have weights of their own.
         rest: log densities that belong to no element, in nats.
         exact: nothing had to be drawn.
+        starts: of AIS.
+        apart: by how many standard errors they differ.
         **told: the other attributes.
     """
     pointwise = None
@@ -173,6 +184,12 @@ def from_summary(
     verdict, reason = judged(summary, num_samples, threshold, proposal=str(told["proposal"]), rounding=rounding)
     if exact and verdict == "exact":
         reason = "nothing was drawn: the model has no latent, or all were summed out"
+    if apart > _APART:
+        verdict = "unreliable"
+        reason = (
+            f"no: the estimates from the two starts are {apart:.1f} standard errors apart, so at least one of them has "
+            "not been everywhere; the higher is nearer as a rule. Take more draws, or a better guide"
+        )
     return Evidence(
         log_z=log_z,
         se=se,
@@ -192,6 +209,7 @@ def from_summary(
         needed=draws_for(khat),
         per=per,
         pointwise=pointwise,
+        starts={name: (value + rest, error) for name, (value, error) in (starts or {}).items()},
         **told,
     )
 

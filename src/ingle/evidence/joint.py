@@ -49,10 +49,12 @@ class Joint:
         """Of one draw of the other latents.
 
         Returns:
-            `log_p`, float64, of the shape of the elements; `rest`, the terms that are no element's own, scalar.
+            `log_p`, float64, of the shape of the elements; `prior`, the part of it that is of the latents that are
+            drawn; and `rest`, the terms that are no element's own, scalar.
         """
         values = {**values, **self.given}
         log_p = torch.zeros(self.elements.shape, dtype=torch.float64)
+        prior = torch.zeros(self.elements.shape, dtype=torch.float64)
         rest = torch.zeros((), dtype=torch.float64)
         if self.program.enumerated:
             whole = self.program.summed(values)
@@ -70,11 +72,13 @@ class Joint:
             term = _weighed(node)
             if is_identically_zero(term):
                 continue
-            if self.elements.has(node["cond_indep_stack"]):
+            if not self.elements.has(node["cond_indep_stack"]):
+                rest = rest + term.sum(dtype=torch.float64)
+            elif node["is_observed"]:
                 log_p = log_p + self.elements.summed(term)
             else:
-                rest = rest + term.sum(dtype=torch.float64)
-        return {"log_p": log_p, "rest": rest}
+                prior = prior + self.elements.summed(term)
+        return {"log_p": log_p + prior, "prior": prior, "rest": rest}
 
 
 def samples(trace: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from ingle.errors import OptionError, ProgramError
 from ingle.evidence.proposal import Proposal
 from ingle.evidence.sampler import Sampler
 
-__all__ = ["Labels", "read_labels"]
+__all__ = ["EveryOrder", "Labels", "read_labels"]
 
 _MOST = 7  # labels, of which there are 5,040 orders
 
@@ -54,27 +54,6 @@ class Labels:
             for name, value in values.items()
         }
 
-    def density(self, sampler: Sampler, proposal: Proposal, values: Mapping[str, Tensor], own: Tensor) -> Tensor:
-        r"""The log density of a proposal averaged over all orders, log (1/K!) sum_pi q(pi(z)), shape (n,).
-
-        The model gives every order the same density, so drawing from one order and weighing against all is drawing
-        from all: the estimate is of the whole evidence, of which one order alone holds as little as one in K!.
-
-        Args:
-            sampler: that runs it.
-            proposal: the guide.
-            values: its draws.
-            own: log q of them as they are, shape (n,).
-
-        References:
-            Frühwirth-Schnatter (2004), Estimating Marginal Likelihoods for Mixture and Markov Switching Models Using
-            Bridge Sampling Techniques.
-        """
-        total = own
-        for order in itertools.islice(itertools.permutations(range(self.size)), 1, None):
-            total = torch.logaddexp(total, sampler.log_q(proposal, self.reordered(values, order), len(own)))
-        return total - math.log(math.factorial(self.size))
-
     def check(self, sampler: Sampler, values: Mapping[str, Tensor], n: int) -> None:
         """See on `n` draws that the model does not tell labels apart.
 
@@ -89,6 +68,37 @@ class Labels:
                 f"the log joint of the model changes when their labels do, from {float(before[0]):,.2f} to "
                 f"{float(after[0]):,.2f}: mark every latent that has a value for each label, or none"
             )
+
+
+class EveryOrder(Proposal):
+    r"""A guide that holds one order of the labels, weighed against all of them: (1/K!) sum_pi q(pi(z)).
+
+    The model gives every order the same density, so drawing from one order and weighing against all is drawing from
+    all: the estimate is of the whole evidence, of which one order alone holds as little as one in K!.
+
+    Args:
+        guide: as it is.
+        labels: of the model.
+
+    References:
+        Frühwirth-Schnatter (2004), Estimating Marginal Likelihoods for Mixture and Markov Switching Models Using Bridge
+        Sampling Techniques.
+    """
+
+    def __init__(self, guide: Proposal, labels: Labels) -> None:
+        self.name, self.latents = guide.name, guide.latents
+        self._guide, self._labels = guide, labels
+
+    def draw(self) -> dict[str, Any]:
+        """One draw: `values` by name, and `log_q` of all orders together."""
+        values = self._guide.draw()["values"]
+        return {"values": values, "log_q": self.density(values)}
+
+    def density(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The log density of values, all orders of which are alike."""
+        orders = itertools.permutations(range(self._labels.size))
+        terms = [self._guide.density(self._labels.reordered(values, order)) for order in orders]
+        return torch.stack(terms).logsumexp(0) - math.log(len(terms))
 
 
 def read_labels(nodes: Iterable[Any], *, given: Mapping[str, Tensor], per: str | None) -> Labels:

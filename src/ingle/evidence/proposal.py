@@ -18,8 +18,9 @@ from ingle.evidence.elements import Elements
 from ingle.evidence.joint import log_prob, samples, supported
 from ingle.program import Given, Program
 
-__all__ = ["Proposal", "from_guide", "from_prior", "prior_alone"]
+__all__ = ["IMPROPER", "Proposal", "from_guide", "from_prior", "prior_alone"]
 
+IMPROPER = ("Flat", "HalfFlat", "ImproperUniform")
 _OF_ITS_OWN = "_unconstrained"  # what AutoNormal calls the draw behind a latent
 
 
@@ -102,23 +103,13 @@ def from_guide(
 
 
 def from_prior(program: Program, elements: Elements, given: Mapping[str, Tensor]) -> Proposal:
-    """The prior of the latents of a program.
-
-    Raises:
-        OptionError: a prior that cannot be drawn.
-    """
+    """The prior of the latents of a program. Its draws raise `OptionError` where it cannot be drawn."""
     latents = [site.name for site in program.latents if site.name not in {*program.enumerated, *given}]
-    improper = [
-        site.name
-        for site in program.latents
-        if site.name in latents and site.distribution in ("ImproperUniform", "Unit", "Flat", "HalfFlat")
-    ]
-    if improper:
-        raise OptionError(
-            f"the prior of {', '.join(map(repr, improper))} is improper, so there is nothing to draw from"
-        )
+    improper = [site.name for site in program.latents if site.name in latents and site.distribution in IMPROPER]
 
     def run() -> Any:
+        if improper:
+            raise OptionError(f"the prior of {', '.join(map(repr, improper))} is improper, so it cannot be drawn from")
         trace: Any = poutine.trace(program.model).get_trace(*program.data.args, **program.data.kwargs)
         for name in [node["name"] for node in samples(trace) if node["name"] not in latents]:
             trace.remove_node(name)

@@ -1,0 +1,143 @@
+"""Continuous latents as one vector of real numbers for each element, and the densities that annealing goes between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ingle.evidence.elements import Elements
+from ingle.evidence.proposal import Proposal
+from ingle.evidence.sampler import Sampler
+
+__all__ = ["Space", "Start"]
+
+Start = Literal["guide", "prior"]
+
+
+class Space:
+    """Draws of all latents as points of shape (n, *elements, D), unconstrained.
+
+    Args:
+        sampler: of the program.
+        proposal: a draw of which shows the shapes.
+
+    Attributes:
+        size: D, how many numbers an element has.
+    """
+
+    def __init__(self, sampler: Sampler, proposal: Proposal) -> None:
+        self._sampler = sampler
+        self._names = proposal.latents
+        self._event_dims: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        values, n = sampler.first(proposal)
+        self.size = self.points(values, n).shape[-1]
+
+    def points(self, values: Mapping[str, Tensor], n: int) -> Tensor:
+        """Where draws of the latents lie, in the dtype of the program."""
+        sampler = self._sampler
+
+        def run(one: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            with _Freed(one) as freed:
+                sampler.joint({})
+            self._event_dims = freed.event_dims
+            return freed.points
+
+        with sampler.program.explained("model"):
+            found = sampler.each(run, n, given=values, chunk=n)
+        self._shapes = {name: tuple(found[name].shape[1:]) for name in self._names}
+        return torch.cat([self._flat(name, found[name]) for name in self._names], -1)
+
+    def densities(self, points: Tensor, start: Proposal | None) -> tuple[Tensor, Tensor]:
+        """Log densities of points, of where annealing starts and of the joint, each (n, *elements), float64.
+
+        Args:
+            points: shape (n, *elements, D).
+            start: a proposal; None is the prior.
+        """
+        sampler, elements = self._sampler, self._sampler.elements
+
+        def run(one: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            with _Held(one, elements) as held:
+                found = sampler.joint({})
+            first = found["prior"] if start is None else start.density(held.values)
+            return {"start": first + held.volume, "joint": found["log_p"] + held.volume}
+
+        with sampler.program.explained("model"):
+            found = sampler.each(run, len(points), given=self._named(points), chunk=len(points))
+        return found["start"], found["joint"]
+
+    def _flat(self, name: str, value: Tensor) -> Tensor:
+        """(n, *shape) as (n, *elements, numbers)."""
+        elements = self._sampler.elements
+        if elements.plate is None:
+            return value.reshape(len(value), -1)
+        return value.movedim(self._axis(name), 1).reshape(len(value), elements.size, -1)
+
+    def _named(self, points: Tensor) -> dict[str, Tensor]:
+        """Points as unconstrained values by name, shape (n, *shape)."""
+        elements, found, start = self._sampler.elements, {}, 0
+        for name in self._names:
+            shape = list(self._shapes[name])
+            numbers = torch.Size(shape).numel() // elements.size if elements.plate else torch.Size(shape).numel()
+            part = points[..., start : start + numbers]
+            start += numbers
+            if elements.plate is None:
+                found[name] = part.reshape(len(points), *shape)
+            else:
+                del shape[self._axis(name)]
+                found[name] = part.reshape(len(points), elements.size, *shape).movedim(1, self._axis(name))
+        return found
+
+    def _axis(self, name: str) -> int:
+        return self._sampler.elements.dim - self._event_dims[name]
+
+
+class _Freed(Messenger):
+    """Gives latents their values, and notes where those lie unconstrained."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+        self.points: dict[str, Tensor] = {}
+        self.event_dims: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self._values and not msg["is_observed"]:
+            transform = biject_to(msg["fn"].support)
+            msg["value"], msg["done"] = self._values[name], True
+            self.points[name] = transform.inv(msg["value"])
+            self.event_dims[name] = transform.domain.event_dim
+
+
+class _Held(Messenger):
+    """Gives latents the values of unconstrained points, whatever other latents make of their support."""
+
+    def __init__(self, points: Mapping[str, Tensor], elements: Elements) -> None:
+        super().__init__()
+        self._points = points
+        self._elements = elements
+        self.values: dict[str, Tensor] = {}
+        self.volume = torch.zeros(elements.shape, dtype=torch.float64)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self._points or msg["is_observed"]:
+            return
+        transform, point = biject_to(msg["fn"].support), self._points[name]
+        msg["value"], msg["done"] = transform(point), True
+        first = name not in self.values  # where latents are summed out the model may run more than once
+        self.values[name] = msg["value"]
+        if not first:
+            return
+        volume = transform.log_abs_det_jacobian(point, msg["value"])
+        rank = msg["fn"].event_dim - (msg["value"].dim() - volume.dim())
+        if rank > 0:
+            volume = volume.flatten(-rank).sum(-1)
+        self.volume = self.volume + self._elements.summed(volume)
