@@ -76,18 +76,20 @@ def _point_masses(program: Program) -> tuple[str, ...]:
 
 
 def _untied_auxiliaries(program: Program) -> tuple[str, ...]:
-    """Auxiliary sites of the guide that are not carried, one to one, into latents by a change of variables."""
+    """Auxiliary sites of the guide that are not carried, one to one, into latents by a change of variables.
+
+    What Python reads of a draw may decide what comes after it, but carries it nowhere.
+    """
     with torch.no_grad(), program.at_rest(), program.explained("guide"):
         sites = read_sites(program.trace_guide())  # as it is now: Laplace's is another one than was trained
         names = [site.name for site in sites if site.kind == "auxiliary"]
         if not names:
             return ()
-        with reached(names) as origin:
+        with reached(names) as draws:
             trace = program.trace_guide()
-            behind = {site.name: origin(trace.nodes[site.name]["fn"]) for site in sites if site.kind == "latent"}
-    deltas = {site.name for site in sites if site.distribution == "Delta"}
-    tied = frozenset().union(*(names for latent, names in behind.items() if latent in deltas))
-    loose = frozenset().union(*(names for latent, names in behind.items() if latent not in deltas))
+    latents = [(site, trace.nodes[site.name]) for site in sites if site.kind == "latent"]
+    tied = frozenset().union(*(draws.computed(node) for site, node in latents if site.distribution == "Delta"))
+    loose = frozenset().union(*(draws.behind(node) for site, node in latents if site.distribution != "Delta"))
     return tuple(name for name in names if name not in tied or name in loose)
 
 
@@ -98,13 +100,13 @@ def local_latents(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tu
     if not any(plates <= others for plates in observed.values() for others in latents.values()):
         return {}
     found = {}
-    with reached(latents) as origin:
+    with reached(latents) as draws:
         trace = first_run(program, drawn)
-        for name, plates in observed.items():
-            behind = origin(trace.nodes[name]["fn"])
-            mine = tuple(latent for latent, others in latents.items() if latent in behind and plates <= others)
-            if mine:
-                found[name] = mine
+    for name, plates in observed.items():
+        behind = draws.behind(trace.nodes[name])
+        mine = tuple(latent for latent, others in latents.items() if latent in behind and plates <= others)
+        if mine:
+            found[name] = mine
     return found
 
 
