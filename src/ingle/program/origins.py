@@ -21,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ingle.program.distributions import made_of
 from ingle.program.nodes import sample_nodes
+from ingle.program.operations import tensors, written
 
 __all__ = ["Origins", "origins", "reached"]
 
@@ -73,10 +74,10 @@ class Origins(Messenger):
         if isinstance(msg["value"], Tensor):
             self.mark(msg["value"], msg["decided_by"])  # not what it is a view of: other draws may be, too
 
-    def of(self, tensors: Iterable[Any]) -> frozenset[str]:
+    def of(self, given: Iterable[Any]) -> frozenset[str]:
         """The marks of tensors."""
         found = _NONE
-        for tensor in tensors:
+        for tensor in given:
             found |= self._marks.get(tensor, _NONE)
             if tensor._base is not None:
                 found |= self._marks.get(tensor._base, _NONE)
@@ -92,9 +93,9 @@ class Origins(Messenger):
         if tensor._base is not None:
             self.mark(tensor._base, names)
 
-    def decide(self, tensors: Iterable[Any]) -> None:
+    def decide(self, seen: Iterable[Any]) -> None:
         """Python has seen numbers of tensors, and what comes next may depend on them."""
-        names = self.of(tensors)
+        names = self.of(seen)
         if names and not names <= self._decided and not _checking():
             self._decided |= names
 
@@ -110,7 +111,7 @@ class Origins(Messenger):
         """Write into each sample site, its log_prob computed inside, what that was computed from."""
         for trace in traces:
             for site in sample_nodes(trace):
-                site["origins"] = self.of(_tensors(site["log_prob"])) | _decided(site)
+                site["origins"] = self.of(tensors(site["log_prob"])) | _decided(site)
 
 
 def reached(names: Collection[str]) -> Origins:
@@ -140,21 +141,15 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        run = self._run
-        given = _tensors(args)
-        if kwargs:
-            given += _tensors(kwargs)
+        run, kwargs = self._run, kwargs or {}
+        given = tensors((args, kwargs))
         names = run.of(given)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if names:
-            for tensor in _tensors(result):
+            for tensor in tensors(result):
                 run.mark(tensor, names)
-            if func._schema.is_mutable:
-                for place, argument in enumerate(func._schema.arguments):
-                    if argument.alias_info is not None and argument.alias_info.is_write:
-                        value = args[place] if place < len(args) else (kwargs or {}).get(argument.name)
-                        for tensor in _tensors(value):
-                            run.write(tensor, names)
+            for tensor in written(func, args, kwargs):
+                run.write(tensor, names)
             if _by_values(func, args):
                 run.decide(given)
         return result
@@ -180,7 +175,7 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _READS:
-            self._run.decide(_tensors([args, kwargs or {}]))
+            self._run.decide(tensors((args, kwargs or {})))
         elif func is _DATA:
             self._run.mark(result, self._run.of(args))
         return result
@@ -197,16 +192,6 @@ _READS = {
     torch.as_tensor,
     torch.asarray,
 }
-
-
-def _tensors(tree: Any) -> list[Any]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, (list, tuple)):
-        return [tensor for part in tree for tensor in _tensors(part)]
-    if isinstance(tree, Mapping):
-        return _tensors(list(tree.values()))
-    return []
 
 
 # Distributions read what they check, scales are checked, first values are tried: none of it decides for the program.
