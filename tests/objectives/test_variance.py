@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ingle.objectives import IWAE_ELBO, RLOO_ELBO, DReG_ELBO, TraceGraph_ELBO
 from ingle.objectives.downstream import split
-from ingle.objectives.origins import score_sampled
 from ingle.objectives.runs import marked_traces
+from ingle.program import score_sampled
 from ingle.runtime import validation
 
 

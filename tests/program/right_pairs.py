@@ -200,6 +200,17 @@ def german_tanks(serial: Tensor) -> None:
         pyro.sample("serial", dist.Uniform(low, top), obs=serial)
 
 
+def german_tanks_in_place(serial: Tensor) -> None:
+    """The same, its bounds written into a tensor and the one told from the other by Python."""
+    top = pyro.sample("top", dist.Pareto(1.0, 0.5))
+    low = pyro.sample("low", dist.Uniform(0.0, 0.01 * top))
+    bounds = torch.zeros(2)
+    bounds[0], bounds[1] = top, low
+    low, top = bounds.flip(0) if bounds[0] > bounds[1] else bounds
+    with pyro.plate("data", len(serial)):
+        pyro.sample("serial", dist.Uniform(low, top), obs=serial)
+
+
 def german_tanks_guide(serial: Tensor) -> None:
     excess = pyro.param("excess", torch.tensor(1.0), constraint=POSITIVE)
     top = pyro.sample("top", dist.TransformedDistribution(dist.Exponential(excess), [AffineTransform(40.0, 1.0)]))
@@ -638,6 +649,7 @@ _vae = Autoencoder()
 _semi = SemiSupervised()
 _dmm = DeepMarkov()
 _shipped_vae = vae.VAE(3, hidden=(4,))
+_tanks = torch.tensor([19.0, 40.0, 31.0])
 _three = mixture.GaussianMixture(num_components=3)
 _regression = {"x": X, "y": Y}
 _counts = (torch.tensor(5), torch.tensor([[1.0, 2.0, 2.0], [5.0, 0.0, 0.0], [0.0, 4.0, 1.0], [1.0, 1.0, 3.0]]))
@@ -669,7 +681,8 @@ RIGHT: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
     "baseball, normal": (baseball, "normal", _bats, {}),
     "crossed": (crossed, crossed_guide, COUNTS.reshape(4, 3), {}),
     "crossed, structured": (crossed, autoguide.AutoStructured, COUNTS.reshape(4, 3), {}),
-    "german tanks": (german_tanks, german_tanks_guide, torch.tensor([19.0, 40.0, 31.0]), {}),
+    "german tanks": (german_tanks, german_tanks_guide, _tanks, {}),
+    "german tanks, in place": (german_tanks_in_place, german_tanks_guide, _tanks, {}),
     "gaussian mixture, summed out": (gaussian_mixture, gaussian_mixture_delta, Y, {}),
     "gaussian mixture, by name": (gaussian_mixture, "normal", Y, {}),
     "gaussian mixture, drawn": (gaussian_mixture, gaussian_mixture_full, Y, {}),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -56,6 +58,61 @@ def test_deterministic_sites_downstream_of_what_is_summed_out() -> None:
     program = build(mixture, "normal")
     assert program.hidden == {"sign"}
     assert set(ingle.fit(mixture, "normal", Y, steps=2).draws(2)) == {"p", "double"}
+
+
+def _written(k: Tensor) -> Tensor:
+    into = torch.zeros(2)
+    into[0] = k
+    return into
+
+
+def _scripted(k: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(_doubled)(k)  # type: ignore[no-any-return]
+
+
+def _doubled(k: Tensor) -> Tensor:
+    return 2.0 * k
+
+
+WAYS = {
+    "arithmetic": _doubled,
+    "a slice": lambda k: k.expand(3)[1:],
+    "written into another tensor": _written,
+    "out=": lambda k: torch.add(k, 1.0, out=torch.zeros(())),
+    "a scripted function": _scripted,
+    "a number": lambda k: torch.tensor(2.0 * float(k)),
+    "an array": lambda k: torch.from_numpy(2.0 * np.asarray(k.reshape(1))),
+    "if": lambda k: torch.tensor(1.0 if (k >= 0).all() else 2.0),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_whatever_the_way_to_a_deterministic_site(way: Any) -> None:
+    """The median of `z` is tried on the way, which reads numbers computed from `k` and decides nothing."""
+
+    def model(y: Tensor) -> None:
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(p))
+        z = pyro.sample("z", dist.Normal(k, 1.0))
+        pyro.deterministic("double", 2 * p)
+        pyro.deterministic("level", way(k))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y[0])
+
+    assert build(model, "normal").hidden == {"level"}
+
+
+def test_what_comes_after_a_decision_is_downstream_of_it() -> None:
+    def model(y: Tensor) -> None:
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(p))
+        pyro.deterministic("before", 2 * p)
+        if (k >= 0).all():
+            pyro.deterministic("after", 2 * p)
+        pyro.sample("y", dist.Normal(k, 1.0), obs=y[0])
+
+    assert build(model, "normal").hidden == {"after"}
 
 
 def test_sites_carry_plates_and_shapes_of_the_minibatch() -> None:

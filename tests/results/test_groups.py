@@ -16,11 +16,11 @@ from pyro.infer import autoguide
 from pyro.infer.reparam import LocScaleReparam
 from support import arviz_line, az
 from torch import Tensor
+from torch.distributions import AffineTransform
 
 import ingle
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.models.mixture import GaussianMixture
-from ingle.results.export import smoothed
 
 STILL = functools.partial(torch.optim.SGD, lr=0.0)
 Y = torch.tensor([1.0, 3.0, 2.5, -0.5, 4.0, 1.5])
@@ -182,6 +182,43 @@ def test_local_latents_are_told(recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn.list
 
 
+def _written(z: Tensor) -> Any:
+    rates = torch.zeros(len(Y))
+    rates[1:] = z[1:]
+    return dist.Normal(rates, 1.0)
+
+
+def _mixed(z: Tensor) -> Any:
+    means = torch.stack([z, torch.zeros(len(Y))], -1)
+    return dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(means, 1.0))
+
+
+def _moved(z: Tensor) -> Any:
+    return dist.TransformedDistribution(dist.Normal(torch.zeros(len(Y)), 1.0), [AffineTransform(z, 1.0)])
+
+
+def _decided(z: Tensor) -> Any:
+    return dist.Normal(torch.tensor([1.0 if number > 0 else -1.0 for number in z.tolist()]), 1.0)
+
+
+@pytest.mark.parametrize("of", [_written, _mixed, _moved, _decided])
+@pytest.mark.parametrize("guide", ["normal", "multivariate_normal"])
+def test_whatever_the_way_from_a_local_latent(of: Any, guide: Any) -> None:
+    def local(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("unused", dist.Normal(0.0, 1.0))
+            pyro.sample("free", dist.Normal(mu, 1.0), obs=y)
+            pyro.sample("y", of(z), obs=y)
+
+    fit = ingle.fit(local, guide, Y, steps=2, compile="off")
+    with pytest.warns(ingle.IngleWarning, match="is given") as caught:
+        data = fit.to_arviz(5, groups=["log_likelihood"])
+    assert [str(one.message).split(",")[0] for one in caught] == ["the log likelihood of 'y' is given 'z'"]
+    assert data.log_likelihood.attrs["local_latents"] == "z"
+
+
 def test_prior_groups() -> None:
     """Means and variances of 4,000 draws within 5 standard errors."""
     data = ingle.fit(mean_of_normals, "normal", Y, steps=2).to_arviz(4_000)
@@ -243,6 +280,45 @@ def test_auxiliary_draws_that_are_no_change_of_variables_leave_no_weights() -> N
     data = ingle.fit(mean_of_normals, guide, Y, steps=2).to_arviz(5)
     assert set(data.sample_stats.data_vars) == {"log_p"}
     assert "the guide draws a beside" in data.posterior.attrs["no_log_weight"]
+
+
+def mu_and_nu(y: Tensor) -> None:
+    mu, nu = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in ("mu", "nu"))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu + nu, 1.0), obs=y)
+
+
+def test_auxiliary_draws_that_decide_leave_no_weights() -> None:
+    """`both` is carried into `mu` and gives `nu` another mean: the density of the two is not that of `both`."""
+
+    def guide(y: Tensor) -> None:
+        both = pyro.sample("both", dist.Normal(torch.zeros(2), 1.0).to_event(1), infer={"is_auxiliary": True})
+        pyro.sample("mu", dist.Delta(both[0]))
+        pyro.sample("nu", dist.Normal(pyro.param("loc", torch.zeros(2))[1 if both[1] > 0 else 0], 1.0))
+
+    data = ingle.fit(mu_and_nu, guide, Y, steps=2, compile="off").to_arviz(5)
+    assert "the guide draws both beside" in data.posterior.attrs["no_log_weight"]
+
+
+def test_auxiliary_draws_written_in_place_into_latents_have_weights() -> None:
+    """So have those that Python looks at before: it is no change of variables, and does not undo one."""
+
+    def guide(y: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(2))
+        both = pyro.sample("both", dist.Normal(loc, 1.0).to_event(1), infer={"is_auxiliary": True})
+        if not bool(both.isfinite().all()):
+            raise ValueError("the guide has broken down")
+        carried = torch.zeros(2)
+        carried[:] = both.flip(0)
+        for name, value in zip(("mu", "nu"), carried, strict=True):
+            pyro.sample(name, dist.Delta(value))
+
+    fit = ingle.fit(mu_and_nu, guide, Y, steps=2, compile="off")
+    data = fit.to_arviz(5)
+    assert "no_log_weight" not in data.posterior.attrs
+    both = torch.tensor(np.stack([data.posterior[name].to_numpy()[0] for name in ("nu", "mu")], -1))
+    expected = dist.Normal(fit.params["loc"].cpu(), 1.0).log_prob(both).sum(-1)
+    assert data.sample_stats["log_q"].to_numpy()[0] == pytest.approx(expected.numpy(), rel=1e-5)
 
 
 def test_reparameterised_latent_is_there() -> None:
@@ -406,14 +482,3 @@ def test_weights_that_cannot_be_trusted_are_told() -> None:
     fit = ingle.fit(mean_of_normals, guide_with(mean, 0.1 * sd), Y, steps=1, optim=STILL)
     with pytest.warns(ingle.IngleWarning, match=r"k-hat \d"):
         fit.to_arviz(1_000, weighted=True)
-
-
-def test_sign_of_the_smoothing() -> None:
-    """Normal draws for a Student t with 2 degrees of freedom: k-hat about 0.7 and not far below zero."""
-    torch.manual_seed(1)
-    x = torch.randn(50_000, dtype=torch.float64)
-    log_weights = dist.StudentT(2.0).log_prob(x) - dist.Normal(0.0, 1.0).log_prob(x)
-    smooth, khat = smoothed(log_weights)
-    assert khat > 0.5
-    order = np.argsort(log_weights.numpy())
-    assert np.all(np.diff(smooth[order]) >= -1e-9)

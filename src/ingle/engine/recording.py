@@ -20,6 +20,7 @@ from ingle.engine import internals
 from ingle.engine.noise import GivenDraws, Noise
 from ingle.errors import IngleError
 from ingle.program.handlers import Watch
+from ingle.program.operations import tensors, written
 
 __all__ = ["Inputs", "Recording", "Untraceable", "record", "users_line"]
 
@@ -177,29 +178,29 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = _tensors((args, kwargs))
+        given = tensors((args, kwargs))
         if func not in _FRESH:
-            for tensor in tensors:
+            for tensor in given:
                 self._meet(tensor)
         if kwargs.get("generator") is not None:
             raise Untraceable(f"it draws from a generator of its own{_at(users_line())}")
-        if any(tensor.layout != torch.strided for tensor in tensors):
+        if any(tensor.layout != torch.strided for tensor in given):
             raise Untraceable(f"it computes with a sparse tensor{_at(users_line())}")
         if torch.Tag.data_dependent_output in func.tags:
-            for tensor in tensors:
+            for tensor in given:
                 self.read(tensor, ".item(), float() or an `if` on")
             with internals.unrecorded():
                 return func(*args, **kwargs)
         if func in _INDEXED:
             args = self._indexed(args)
         elif torch.Tag.dynamic_output_shape in func.tags:
-            return self._shaped_by_values(func, args, kwargs, tensors)
-        for tensor in _written(func, args, kwargs):
+            return self._shaped_by_values(func, args, kwargs, given)
+        for tensor in written(func, args, kwargs):
             told = self._fixed_memory.get(_memory(tensor))
             if told is not None:
                 raise Untraceable(f"it changes {told} in place{_at(users_line())}")
         result = func(*args, **kwargs)
-        self._follow(func, args, kwargs, tensors, result)
+        self._follow(func, args, kwargs, given, result)
         return result
 
     def _meet(self, tensor: Tensor) -> None:
@@ -214,10 +215,10 @@ class _Recorder(TorchDispatchMode):
             self._memory.append(tensor.untyped_storage())
             self._fixed_memory[_memory(tensor)] = told
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], result: Any) -> None:
-        varying = torch.Tag.nondeterministic_seeded in func.tags or any(map(self.varies, tensors))
-        of_data = any(tensor in self._of_data for tensor in tensors)
-        for tensor in [*_tensors(result), *_written(func, args, kwargs)]:
+    def _follow(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], result: Any) -> None:
+        varying = torch.Tag.nondeterministic_seeded in func.tags or any(map(self.varies, given))
+        of_data = any(tensor in self._of_data for tensor in given)
+        for tensor in [*tensors(result), *written(func, args, kwargs)]:
             self._known[tensor] = True
             for part in (tensor, tensor._base):
                 if varying and part is not None:
@@ -225,12 +226,12 @@ class _Recorder(TorchDispatchMode):
             if of_data:
                 self._of_data[tensor] = True
 
-    def _shaped_by_values(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        for tensor in tensors:
+    def _shaped_by_values(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+        for tensor in given:
             self.read(tensor, f"{func}, whose result has a shape that depends on its numbers, of")
         with internals.unrecorded():
             result = func(*args, **kwargs)
-        self._follow(func, args, kwargs, tensors, result)
+        self._follow(func, args, kwargs, given, result)
         return result
 
     def _indexed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -285,7 +286,7 @@ class _HostReads(TorchFunctionMode):
             # What is in a list is read where no mode looks; a tensor alone is copied likewise by torch.tensor.
             given = args[-1:] if args else (kwargs or {}).get("data", ())
             if func is torch.tensor or not all(isinstance(part, Tensor) for part in given):
-                for tensor in _tensors(given):
+                for tensor in tensors(given):
                     self._recorder.read(tensor, f"{func.__name__}()")
         elif func is torch.Tensor.data.__set__:  # type: ignore[attr-defined]
             raise Untraceable(f"it puts other memory behind a tensor{_at(users_line())}")
@@ -293,28 +294,6 @@ class _HostReads(TorchFunctionMode):
 
 
 _COPIED = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, (list, tuple)):
-        return [tensor for part in tree for tensor in _tensors(part)]
-    if isinstance(tree, dict):
-        return [tensor for part in tree.values() for tensor in _tensors(part)]
-    return []
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors among the arguments that the operation changes."""
-    if not func._schema.is_mutable:
-        return []
-    written: list[Tensor] = []
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            written += _tensors(value)
-    return written
 
 
 def _memory(tensor: Tensor) -> int:

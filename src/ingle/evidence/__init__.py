@@ -3,7 +3,18 @@
 from ingle.evidence.estimate import ProposalName, estimate
 from ingle.evidence.evidence import Evidence, Pointwise
 from ingle.evidence.log_evidence import log_evidence
+from ingle.evidence.psis import khat_threshold, psis
 from ingle.evidence.refuse import why_no_weights
 from ingle.evidence.sampler import Chunk
 
-__all__ = ["Chunk", "Evidence", "Pointwise", "ProposalName", "estimate", "log_evidence", "why_no_weights"]
+__all__ = [
+    "Chunk",
+    "Evidence",
+    "Pointwise",
+    "ProposalName",
+    "estimate",
+    "khat_threshold",
+    "log_evidence",
+    "psis",
+    "why_no_weights",
+]

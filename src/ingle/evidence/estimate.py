@@ -15,7 +15,7 @@ from ingle.evidence.elements import resolve_per
 from ingle.evidence.evidence import Evidence, from_summary
 from ingle.evidence.labels import EveryOrder, Labels, read_labels
 from ingle.evidence.proposal import Proposal, from_guide, from_prior
-from ingle.evidence.refuse import refuse_shared, why_no_weights
+from ingle.evidence.refuse import refuse_shared, why_no_data, why_no_weights
 from ingle.evidence.sampler import Chunk, Sampler, resolve_chunk
 from ingle.evidence.stream import Stream
 from ingle.evidence.survey import Survey
@@ -57,8 +57,9 @@ def estimate(
     with torch.no_grad(), program.at_rest():
         fixed = resolve_given(given, program, runtime)
         elements = resolve_per(per, program, fixed)
-        if proposal == "guide" or (proposal == "ais" and guided):
-            _refuse_weightless(program)
+        why = why_no_data(program) if proposal == "prior" or not guided else why_no_weights(program)
+        if why is not None:
+            raise OptionError(f"draws of {'the prior' if proposal == 'prior' else 'the guide'} have no weights: {why}")
         sampler = Sampler(program, runtime, elements, fixed, largest)
         survey = Survey(sampler)
         labels = Labels({}, 1) if proposal == "prior" else read_labels(survey.nodes, given=fixed, per=per)
@@ -147,12 +148,6 @@ def _share(defensive: object, proposal: str) -> float:
     if defensive > 0 and proposal != "guide":
         raise OptionError(f"defensive mixes the prior into the guide, and proposal={proposal!r} does not draw from it")
     return float(defensive)
-
-
-def _refuse_weightless(program: Program) -> None:
-    why = why_no_weights(program)
-    if why is not None:
-        raise OptionError(f"the guide's draws have no importance weights: {why}")
 
 
 def _startable(sampler: Sampler, sources: list[Proposal]) -> tuple[list[Proposal], list[str]]:

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
 from ingle.evidence.elements import Elements
-from ingle.program import Program, layers, plain_constraint
+from ingle.program import Program, layers, plain_constraint, sample_nodes
 
-__all__ = ["Joint", "log_prob", "mask_of", "samples", "supported", "uncounted"]
+__all__ = ["Joint", "log_prob", "mask_of", "supported", "uncounted"]
 
 _BOUNDED = (
     constraints._GreaterThan,
@@ -65,7 +64,7 @@ class Joint:
                 else:
                     rest = rest + term.sum(dtype=torch.float64)
         else:
-            nodes = samples(self.program.trace_model(values))
+            nodes = sample_nodes(self.program.trace_model(values))
         for node in nodes:
             if node["name"] in self.given:
                 continue
@@ -79,11 +78,6 @@ class Joint:
             else:
                 prior = prior + self.elements.summed(term)
         return {"log_p": log_p + prior, "prior": prior, "rest": rest}
-
-
-def samples(trace: Any) -> list[Any]:
-    """The sample sites of a trace, without those by which plates draw their rows."""
-    return [node for node in trace.nodes.values() if node["type"] == "sample" and not site_is_subsample(node)]
 
 
 def log_prob(node: Any, mask: Any = None) -> Any:

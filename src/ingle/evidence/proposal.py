@@ -15,8 +15,8 @@ from torch.distributions import biject_to
 
 from ingle.errors import OptionError
 from ingle.evidence.elements import Elements
-from ingle.evidence.joint import log_prob, samples, supported
-from ingle.program import Given, Program
+from ingle.evidence.joint import log_prob, supported
+from ingle.program import Given, Program, sample_nodes
 
 __all__ = ["IMPROPER", "Proposal", "from_guide", "from_prior", "prior_alone"]
 
@@ -62,7 +62,7 @@ class Proposal:
         with Given(self._given):
             trace = self._run()
         values = {name: trace.nodes[name]["value"] for name in self.latents}
-        return {"values": values, "log_q": self._density(samples(trace))}
+        return {"values": values, "log_q": self._density(sample_nodes(trace))}
 
     def density(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log q of values that need not be its own, float64, of the shape of the elements.
@@ -72,7 +72,7 @@ class Proposal:
         """
         with Given({**self._behind(values), **self._given}):
             trace = self._run()
-        return self._density(samples(trace))
+        return self._density(sample_nodes(trace))
 
     def _density(self, nodes: Iterable[Any]) -> Tensor:
         total = torch.zeros(self._elements.shape, dtype=torch.float64)
@@ -111,7 +111,7 @@ def from_prior(program: Program, elements: Elements, given: Mapping[str, Tensor]
         if improper:
             raise OptionError(f"the prior of {', '.join(map(repr, improper))} is improper, so it cannot be drawn from")
         trace: Any = poutine.trace(program.model).get_trace(*program.data.args, **program.data.kwargs)
-        for name in [node["name"] for node in samples(trace) if node["name"] not in latents]:
+        for name in [node["name"] for node in sample_nodes(trace) if node["name"] not in latents]:
             trace.remove_node(name)
         return trace
 

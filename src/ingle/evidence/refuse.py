@@ -9,7 +9,7 @@ from ingle.evidence.proposal import Proposal
 from ingle.evidence.sampler import Sampler
 from ingle.program import Program, reached, read_sites
 
-__all__ = ["refuse_shared", "why_no_weights"]
+__all__ = ["refuse_shared", "why_no_data", "why_no_weights"]
 
 
 def why_no_weights(program: Program) -> str | None:
@@ -22,39 +22,18 @@ def why_no_weights(program: Program) -> str | None:
         return (
             f"the guide draws {', '.join(loose)} beside the model's latents, so the density of these alone is not known"
         )
+    return why_no_data(program)
+
+
+def why_no_data(program: Program) -> str | None:
+    """Why runs of the model do not all see the same data, in words; None where they do."""
     own = sorted({plate.name for site in program.model_sites for plate in site.plates if program.partial(site)})
-    if own:
-        return (
-            f"plate {', '.join(own)} draws rows by itself, so each run sees other data; give the plate all its rows "
-            "and the fit batch_size"
-        )
-    return None
-
-
-def _point_masses(program: Program) -> tuple[str, ...]:
-    """The continuous latents for which the guide has one value and no density: two runs of it give the same."""
-    deltas = [site.name for site in program.guide_sites if site.kind == "latent" and site.distribution == "Delta"]
-    if not deltas:
-        return ()
-    with torch.no_grad(), program.at_rest(), program.explained("guide"):
-        first, second = (program.trace_guide() for _ in range(2))
-    return tuple(name for name in deltas if bool((first.nodes[name]["value"] == second.nodes[name]["value"]).all()))
-
-
-def _untied_auxiliaries(program: Program) -> tuple[str, ...]:
-    """Auxiliary sites of the guide that are not carried, one to one, into latents by a change of variables."""
-    with torch.no_grad(), program.at_rest(), program.explained("guide"):
-        sites = read_sites(program.trace_guide())  # as it is now: Laplace's is another one than was trained
-        names = [site.name for site in sites if site.kind == "auxiliary"]
-        if not names:
-            return ()
-        with reached(names) as origin:
-            trace = program.trace_guide()
-            behind = {site.name: origin(trace.nodes[site.name]["fn"]) for site in sites if site.kind == "latent"}
-    deltas = {site.name for site in sites if site.distribution == "Delta"}
-    tied = frozenset().union(*(names for latent, names in behind.items() if latent in deltas))
-    loose = frozenset().union(*(names for latent, names in behind.items() if latent not in deltas))
-    return tuple(name for name in names if name not in tied or name in loose)
+    if not own:
+        return None
+    return (
+        f"plate {', '.join(own)} draws rows by itself, so each run sees other data; give the plate all its rows and "
+        "the fit batch_size"
+    )
 
 
 def refuse_shared(sampler: Sampler, proposal: Proposal) -> float:
@@ -93,3 +72,31 @@ def refuse_shared(sampler: Sampler, proposal: Proposal) -> float:
             "summed over rows; leave per out for the evidence of all data"
         )
     return float(rest[0])
+
+
+def _point_masses(program: Program) -> tuple[str, ...]:
+    """The continuous latents for which the guide has one value and no density: two runs of it give the same."""
+    deltas = [site.name for site in program.guide_sites if site.kind == "latent" and site.distribution == "Delta"]
+    if not deltas:
+        return ()
+    with torch.no_grad(), program.at_rest(), program.explained("guide"):
+        first, second = (program.trace_guide() for _ in range(2))
+    return tuple(name for name in deltas if bool((first.nodes[name]["value"] == second.nodes[name]["value"]).all()))
+
+
+def _untied_auxiliaries(program: Program) -> tuple[str, ...]:
+    """Auxiliary sites of the guide that are not carried, one to one, into latents by a change of variables.
+
+    What Python reads of a draw may decide what comes after it, but carries it nowhere.
+    """
+    with torch.no_grad(), program.at_rest(), program.explained("guide"):
+        sites = read_sites(program.trace_guide())  # as it is now: Laplace's is another one than was trained
+        names = [site.name for site in sites if site.kind == "auxiliary"]
+        if not names:
+            return ()
+        with reached(names) as draws:
+            trace = program.trace_guide()
+    latents = [(site, trace.nodes[site.name]) for site in sites if site.kind == "latent"]
+    tied = frozenset().union(*(draws.computed(node) for site, node in latents if site.distribution == "Delta"))
+    loose = frozenset().union(*(draws.behind(node) for site, node in latents if site.distribution != "Delta"))
+    return tuple(name for name in names if name not in tied or name in loose)

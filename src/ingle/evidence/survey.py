@@ -6,10 +6,10 @@ import torch
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
-from ingle.evidence.joint import mask_of, samples, uncounted
+from ingle.evidence.joint import mask_of, uncounted
 from ingle.evidence.proposal import IMPROPER
 from ingle.evidence.sampler import Sampler
-from ingle.program import Given, is_data, typical_value
+from ingle.program import Given, is_data, sample_nodes, typical_value
 
 __all__ = ["Survey"]
 
@@ -27,7 +27,7 @@ class Survey:
     def __init__(self, sampler: Sampler) -> None:
         program = sampler.program
         with program.explained("model"), InitMessenger(typical_value), Given(sampler.joint.given):
-            nodes = samples(program.trace_model({}))
+            nodes = sample_nodes(program.trace_model({}))
         self.nodes = nodes
         self.masks: dict[str, Tensor] = {}
         self.data: dict[str, tuple[int, float, float]] = {}

@@ -10,8 +10,8 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from torch import Tensor, stack
 
 from ingle.errors import ProgramError
-from ingle.objectives.origins import origins, samples
 from ingle.objectives.scale import common_scale
+from ingle.program import origins, sample_nodes
 
 __all__ = ["Block", "Weights", "weigh"]
 
@@ -135,7 +135,7 @@ class _Shape:
 
 
 def _terms(side: Literal["model", "guide"], traces: Sequence[Any]) -> list[_Term]:
-    named = [{site["name"]: site for site in samples(trace)} for trace in traces]
+    named = [{site["name"]: site for site in sample_nodes(trace)} for trace in traces]
     first = named[0]
     for other in named[1:]:
         if list(other) != list(first):

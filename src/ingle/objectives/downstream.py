@@ -9,7 +9,7 @@ from pyro.distributions.util import is_identically_zero
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
-from ingle.objectives.origins import origins, samples
+from ingle.program import origins, sample_nodes
 
 __all__ = ["Score", "Split", "split"]
 
@@ -52,7 +52,7 @@ def split(model_trace: Any, guide_trace: Any) -> Split:
     `pyro.factor` of the guide whose gradient is a score, or a distribution that is pathwise in part. Of all costs that
     leave the mean of the gradient alone, that is the largest.
     """
-    model_sites, guide_sites = samples(model_trace), samples(guide_trace)
+    model_sites, guide_sites = sample_nodes(model_trace), sample_nodes(guide_trace)
     surrogate: Any = sum(site["log_prob_sum"] for site in model_sites)
     elbo = surrogate - sum(site["log_prob_sum"] for site in guide_sites)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ingle.objectives.blocks import Block
 from ingle.objectives.multi_sample import MultiSample, shares
-from ingle.objectives.origins import Origins, samples
 from ingle.objectives.refuse import refuse_rerun, refuse_score_sampled
 from ingle.objectives.runs import run_guide, run_model, weighed, with_values
 from ingle.objectives.sticking import stick
+from ingle.program import Origins, sample_nodes
 
 __all__ = ["DReG_ELBO"]
 
@@ -57,7 +57,7 @@ class DReG_ELBO(MultiSample):
             refuse_score_sampled(self, given, "VIMCO_ELBO or RLOO_ELBO")
             taps = {
                 site["name"]: Tap(site)
-                for site in samples(given)
+                for site in sample_nodes(given)
                 if isinstance(site["value"], Tensor) and site["value"].requires_grad
             }
             handed = with_values(given, {name: tap.value for name, tap in taps.items()})

@@ -11,9 +11,8 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from ingle.errors import ProgramError
-from ingle.objectives.origins import samples
 from ingle.options import positive_integer
-from ingle.program import Memory
+from ingle.program import Memory, sample_nodes
 
 __all__ = ["Estimator", "detached"]
 
@@ -141,7 +140,7 @@ class Estimator(pyro.infer.ELBO):
 
 
 def _refuse_mixed(role: str, trace: Any, nesting: int, particles: int) -> None:
-    for site in samples(trace):
+    for site in sample_nodes(trace):
         shape = tuple(site["log_prob"].shape)
         if len(shape) > nesting:
             raise ProgramError(

@@ -14,8 +14,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ingle.errors import OptionError, ProgramError
-from ingle.objectives.origins import samples
-from ingle.program import Memory
+from ingle.program import Memory, sample_nodes
 
 __all__ = ["KL", "Anneal"]
 
@@ -157,10 +156,10 @@ class KL:
         """The terms of each latent in both traces, the model's first; all in one where they cannot be told apart."""
         found = {
             site["name"]: [site, guide_trace.nodes[site["name"]]]
-            for site in samples(model_trace)
+            for site in sample_nodes(model_trace)
             if not site["is_observed"] and site["name"] in guide_trace.nodes
         }
-        for site in samples(guide_trace):
+        for site in sample_nodes(guide_trace):
             if site["is_observed"] or site["name"] in found:
                 continue
             latent = site["name"].removesuffix("_unconstrained")  # where an autoguide draws it

@@ -8,14 +8,14 @@ from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 
 from ingle.errors import ProgramError
-from ingle.objectives.origins import samples, score_sampled
+from ingle.program import sample_nodes, score_sampled
 
 __all__ = ["refuse_rerun", "refuse_score_sampled"]
 
 
 def refuse_score_sampled(objective: object, guide_trace: Any, serving: str) -> None:
     """Raises `ProgramError` for a guide with a site without a pathwise gradient, naming the objectives that serve."""
-    for site in samples(guide_trace):
+    for site in sample_nodes(guide_trace):
         if not site["is_observed"] and score_sampled(site):
             kind = type(site["fn"]).__name__
             other = ""

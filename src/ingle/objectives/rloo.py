@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ingle.errors import OptionError, ProgramError
 from ingle.objectives.downstream import Score, split
-from ingle.objectives.origins import score_sampled
 from ingle.objectives.runs import marked_traces
 from ingle.objectives.single_sample import SingleSample
+from ingle.program import score_sampled
 
 __all__ = ["RLOO_ELBO"]
 

@@ -12,7 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from ingle.objectives.origins import Origins, samples
+from ingle.program import Origins, sample_nodes
 
 __all__ = ["marked_traces", "run_guide", "run_model", "weighed", "with_values"]
 
@@ -53,7 +53,7 @@ def weighed(model_trace: Any, guide_trace: Any, max_plate_nesting: Any) -> tuple
     model_trace.compute_log_prob()
     guide_trace.compute_score_parts()
     if checked:
-        for site in (*samples(model_trace), *samples(guide_trace)):
+        for site in (*sample_nodes(model_trace), *sample_nodes(guide_trace)):
             check_site_shape(site, max_plate_nesting)
         check_if_enumerated(guide_trace)
     return model_trace, guide_trace

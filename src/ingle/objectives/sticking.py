@@ -11,8 +11,8 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from ingle.errors import ProgramError
-from ingle.objectives.origins import samples
 from ingle.objectives.runs import run_model, with_values
+from ingle.program import sample_nodes
 
 __all__ = ["stick"]
 
@@ -38,7 +38,7 @@ def stick(guide: Any, given: Any, guide_trace: Any, args: tuple[Any, ...], kwarg
         if site["type"] == "sample" and isinstance(site["value"], Tensor)
     }
     again = run_model(guide, with_values(given, values), args, kwargs)
-    for site in samples(guide_trace):
+    for site in sample_nodes(guide_trace):
         if site["is_observed"] or site["name"] not in again.nodes:
             continue
         direct = _log_prob(again.nodes[site["name"]])

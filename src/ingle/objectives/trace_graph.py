@@ -9,9 +9,9 @@ import pyro.infer
 
 from ingle.objectives.baseline import Baselines, subsampling
 from ingle.objectives.downstream import split
-from ingle.objectives.origins import samples, score_sampled
 from ingle.objectives.runs import marked_traces
 from ingle.objectives.single_sample import SingleSample
+from ingle.program import sample_nodes, score_sampled
 
 __all__ = ["TraceGraph_ELBO"]
 
@@ -39,7 +39,7 @@ class TraceGraph_ELBO(SingleSample, pyro.infer.TraceGraph_ELBO):
 
     def untraceable(self, guide_trace: Any) -> str | None:
         """In the place of Pyro's own class, whose baselines are others, steps with such baselines stay Pyro's."""
-        for site in samples(guide_trace) if self.as_pyro else ():
+        for site in sample_nodes(guide_trace) if self.as_pyro else ():
             baseline = site["infer"].get("baseline", {})
             if baseline.get("use_decaying_avg_baseline") or (baseline and subsampling(site) != 1.0):
                 return (

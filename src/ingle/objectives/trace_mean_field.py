@@ -12,9 +12,9 @@ from torch.distributions import kl_divergence
 
 from ingle.errors import ProgramError
 from ingle.objectives.estimator import detached
-from ingle.objectives.origins import samples
 from ingle.objectives.refuse import refuse_score_sampled
 from ingle.objectives.single_sample import SingleSample
+from ingle.program import sample_nodes
 
 __all__ = ["TraceMeanField_ELBO"]
 
@@ -38,8 +38,8 @@ class TraceMeanField_ELBO(SingleSample, pyro.infer.TraceMeanField_ELBO):
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         if not self.as_pyro:
             refuse_score_sampled(self, guide_trace, "RLOO_ELBO, TraceGraph_ELBO or Trace_ELBO")
-        elbo: Any = sum(site["log_prob_sum"] for site in samples(model_trace) if site["is_observed"])
-        elbo = elbo - sum(_entropy_term(site) for site in samples(guide_trace) if site["is_observed"])
+        elbo: Any = sum(site["log_prob_sum"] for site in sample_nodes(model_trace) if site["is_observed"])
+        elbo = elbo - sum(_entropy_term(site) for site in sample_nodes(guide_trace) if site["is_observed"])
         for name, terms in self._kl.latents(model_trace, guide_trace).items():
             drawn = terms if name not in model_trace.nodes else terms[1:]
             for site in drawn:

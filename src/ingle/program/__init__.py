@@ -13,10 +13,11 @@ from ingle.program.held import Places, find_places
 from ingle.program.identity import changed_arguments, describe, difference, digests
 from ingle.program.memory import Memory
 from ingle.program.modules import buffers_kept, buffers_of, find_modules, modules_kept
+from ingle.program.nodes import sample_nodes, score_sampled
+from ingle.program.origins import Origins, origins, reached
 from ingle.program.own import OwnState, state_of_its_own
 from ingle.program.place import GONE, Place
 from ingle.program.program import Program, set_guide
-from ingle.program.provenance import reached
 from ingle.program.sites import Plate, Site, is_data, read_sites
 from ingle.program.snapshot import Change, Snapshot
 from ingle.program.state import Values
@@ -31,6 +32,7 @@ __all__ = [
     "Given",
     "GuideName",
     "Memory",
+    "Origins",
     "OwnState",
     "Place",
     "Places",
@@ -58,10 +60,13 @@ __all__ = [
     "is_out_of_memory",
     "layers",
     "modules_kept",
+    "origins",
     "plain_constraint",
     "reached",
     "read_sites",
     "repeat",
+    "sample_nodes",
+    "score_sampled",
     "set_guide",
     "state_of_its_own",
     "typical_value",

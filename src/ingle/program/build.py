@@ -24,8 +24,8 @@ from ingle.program.handlers import Leaves, ProbeRows, Rows
 from ingle.program.match import batch_size_findings, match_sites, module_findings
 from ingle.program.modules import find_modules
 from ingle.program.nodes import sample_nodes
+from ingle.program.origins import reached
 from ingle.program.program import Program
-from ingle.program.provenance import reached
 from ingle.program.refused import argument_finding, elsewhere_finding
 from ingle.program.sites import Site, read_sites
 from ingle.program.supports import bounds_may_move, support_finding
@@ -274,10 +274,10 @@ def _moving_supports(trace: Any, found: tuple[Finding, ...], run: Callable[[], A
         return frozenset()
     latents = frozenset(node["name"] for node in sample_nodes(trace) if not node["is_observed"])
     try:
-        with reached(latents) as origin:
+        with reached(latents) as draws:
             again = run()
-            return frozenset(name for name in names if origin(again.nodes[name]["fn"]))
-    except Exception:  # a program that cannot carry the marks is taken at its word
+        return frozenset(name for name in names if draws.behind(again.nodes[name]))
+    except Exception:  # a run that raises says nothing of the supports
         return frozenset()
 
 
@@ -324,10 +324,10 @@ def _sum_out(program: Program) -> None:
 
 def _downstream_of_enumerated(program: Program) -> frozenset[str]:
     data, typical, names = program.data, InitMessenger(typical_value), frozenset(program.enumerated)
-    with torch.no_grad(), program.probe, typical, reached(names) as origin, program.explained("model"):
+    with torch.no_grad(), program.probe, typical, reached(names) as draws, program.explained("model"):
         trace: Any = poutine.trace(program.model).get_trace(*data.args, **data.kwargs)
     return frozenset(
         site.name
         for site in program.model_sites
-        if site.kind == "deterministic" and origin(trace.nodes[site.name]["value"])
+        if site.kind == "deterministic" and draws.behind(trace.nodes[site.name])
     )

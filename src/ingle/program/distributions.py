@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pyro.distributions import Distribution
 from torch import Tensor
+from torch.distributions import Distribution as TorchDistribution
+from torch.distributions import Transform
+from torch.distributions.constraints import Constraint
 
-__all__ = ["bound", "family", "innermost", "layers", "plain_constraint", "range_of"]
+__all__ = ["bound", "family", "innermost", "layers", "made_of", "plain_constraint", "range_of"]
 
 _WRAPPERS = ("Independent", "MaskedDistribution", "ExpandedDistribution")
+
+_PARTS = (Distribution, TorchDistribution, Transform, Constraint)
+_REMEMBERED = ("_cached_x_y",)  # of another draw, where sites share a transform
 
 _WORDS = {
     "_Boolean": "0 or 1",
@@ -32,6 +39,24 @@ def layers(fn: Any) -> Iterator[Any]:
     while fn is not None:
         yield fn
         fn = vars(fn).get("base_dist")
+
+
+def made_of(thing: Any) -> list[Tensor]:
+    """The tensors that a distribution is made of, with those of its components, transforms and bounds."""
+    found: list[Tensor] = []
+    waiting, met = [thing], set()
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (list, tuple, dict, *_PARTS)) and id(part) not in met:
+            met.add(id(part))
+            if isinstance(part, (list, tuple)):
+                waiting += part
+            else:
+                named = part if isinstance(part, dict) else vars(part)
+                waiting += [value for name, value in named.items() if name not in _REMEMBERED]
+    return found
 
 
 def innermost(fn: Any) -> Any:

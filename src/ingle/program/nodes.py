@@ -13,12 +13,17 @@ from torch import Tensor
 from ingle.program.distributions import layers, plain_constraint
 from ingle.runtime import validation
 
-__all__ = ["bad_share", "inputs", "outside", "sample_nodes", "share_of", "site_log_prob"]
+__all__ = ["bad_share", "inputs", "outside", "sample_nodes", "score_sampled", "share_of", "site_log_prob"]
 
 
-def sample_nodes(trace: Any) -> Iterator[Any]:
-    """The sample statements of a trace, without the plates' own."""
-    return (node for node in trace.nodes.values() if node["type"] == "sample" and not site_is_subsample(node))
+def sample_nodes(trace: Any) -> list[Any]:
+    """The sample statements of a trace, in order, without the plates' own."""
+    return [node for node in trace.nodes.values() if node["type"] == "sample" and not site_is_subsample(node)]
+
+
+def score_sampled(node: Any) -> bool:
+    """Whether a site's draws have no pathwise gradient, so that only the score function has one."""
+    return not getattr(node["fn"], "has_rsample", False)
 
 
 def site_log_prob(node: Any, *, check: bool = False) -> Tensor:

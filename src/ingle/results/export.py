@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ingle.errors import OptionError
 
-__all__ = ["smoothed", "summary", "to_arviz"]
+__all__ = ["summary", "to_arviz"]
 
 _RESERVED = {"chain", "draw"}
 _NOT_DRAWN = {"observed_data", "constant_data"}
@@ -118,25 +118,6 @@ def summary(data: Any) -> Any:
     if not hasattr(data, "posterior"):
         raise OptionError("the fit has no latent that can be drawn, so there is nothing to summarise; see fit.params")
     return _arviz().summary(data, kind="stats")
-
-
-def smoothed(log_weights: Tensor) -> tuple[NDArray[np.float64], float]:
-    """Log weights with their right tail smoothed by a generalised Pareto distribution, and the k-hat of that tail.
-
-    Args:
-        log_weights: shape (n,), in nats.
-    """
-    array = log_weights.double().cpu().numpy()
-    arviz = _arviz()
-    if int(arviz.__version__.split(".")[0]) == 0:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # k-hat says it better
-            smooth, khat = arviz.psislw(array)
-    else:
-        from arviz_stats.base import array_stats
-
-        smooth, khat = array_stats.psislw(-array)  # it takes the negative: log likelihoods that are left out
-    return np.asarray(smooth, dtype=np.float64), float(khat)
 
 
 def _named(

@@ -54,13 +54,13 @@ def local_latents(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tu
     if not any(plates <= others for plates in observed.values() for others in latents.values()):
         return {}
     found = {}
-    with reached(latents) as origin:
+    with reached(latents) as draws:
         trace = first_run(program, drawn)
-        for name, plates in observed.items():
-            behind = origin(trace.nodes[name]["fn"])
-            mine = tuple(latent for latent, others in latents.items() if latent in behind and plates <= others)
-            if mine:
-                found[name] = mine
+    for name, plates in observed.items():
+        behind = draws.behind(trace.nodes[name])
+        mine = tuple(latent for latent, others in latents.items() if latent in behind and plates <= others)
+        if mine:
+            found[name] = mine
     return found
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ingle.errors import IngleWarning, OptionError, warn
-from ingle.results.export import smoothed
+from ingle.evidence import khat_threshold, psis
 
 __all__ = ["resampled"]
 
@@ -39,10 +38,10 @@ def resampled(log_weights: Tensor) -> tuple[Tensor, dict[str, Any]]:
     n = len(log_weights)
     if n < _FEWEST:
         raise OptionError(f"weighted draws come by smoothing the tail of at least {_FEWEST} weights, got draws={n}")
-    log_smoothed, khat = smoothed(log_weights)
-    weights = torch.as_tensor(log_smoothed, dtype=torch.float64, device="cpu").softmax(0)
+    log_smoothed, tail = psis(log_weights)
+    weights, khat = log_smoothed.exp().cpu(), float(tail)
     ess = 1 / float(weights.square().sum())
-    threshold = min(1 - 1 / math.log10(n), 0.7)
+    threshold = khat_threshold(n)
     if not khat < threshold:
         warn(
             f"the importance weights have k-hat {khat:.2f}, above {threshold:.2f}, the most at which {n:,} draws can "

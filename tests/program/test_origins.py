@@ -15,7 +15,7 @@ from objectives.programs import double, real
 from pyro import poutine
 from torch import Tensor
 
-from ingle.objectives.origins import Origins, origins, samples, score_sampled
+from ingle.program import Origins, origins, sample_nodes, score_sampled
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def found(program: Any, marked: Any = score_sampled) -> dict[str, frozenset[str]
         trace: Any = poutine.trace(program).get_trace()
         trace.compute_log_prob()
         run.note(trace)
-    return {site["name"]: origins(site) for site in samples(trace)}
+    return {site["name"]: origins(site) for site in sample_nodes(trace)}
 
 
 def switches(use: Any) -> Any:
@@ -181,6 +181,25 @@ def test_draws_with_a_pathwise_gradient_are_followed_where_asked_for() -> None:
 
     assert found(program) == {"z": frozenset(), "w": frozenset(), "y": frozenset()}
     assert found(program, lambda site: True) == {"z": {"z"}, "w": {"z", "w"}, "y": {"z", "w"}}
+
+
+def test_draws_that_are_views_of_one_tensor_are_told_from_each_other() -> None:
+    """Until one of them is written to, which changes what the others may be views of."""
+
+    def program(*, written: bool) -> Any:
+        def run() -> None:
+            joint = torch.zeros(2)
+            a, b = (pyro.sample(name, dist.Delta(value)) for name, value in zip("ab", joint, strict=True))
+            if written:
+                a += 1.0
+            pyro.sample("x", dist.Normal(a, 1.0), obs=torch.tensor(0.0))
+            pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(0.0))
+
+        return run
+
+    apart, mixed = (found(program(written=written), lambda site: True) for written in (False, True))
+    assert (apart["x"], apart["y"]) == ({"a"}, {"b"})
+    assert (mixed["x"], mixed["y"]) == ({"a"}, {"a", "b"})
 
 
 def test_gradients_go_through_marks() -> None:

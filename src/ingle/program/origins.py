@@ -1,15 +1,17 @@
-"""Which draws of the guide each term of a run was computed from."""
+"""Which draws of a run each of its sites was computed from."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyro.distributions
 import pyro.util
 import torch
+from pyro.infer.autoguide import initialization
+from pyro.poutine import scale_messenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -17,7 +19,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Origins", "origins", "samples", "score_sampled"]
+from ingle.program.distributions import made_of
+from ingle.program.nodes import sample_nodes
+from ingle.program.operations import tensors, written
+
+__all__ = ["Origins", "origins", "reached"]
 
 _NONE: frozenset[str] = frozenset()
 
@@ -66,50 +72,63 @@ class Origins(Messenger):
         if self._marked(msg):
             msg["decided_by"] = self._decided | {msg["name"]}
         if isinstance(msg["value"], Tensor):
-            self.mark(msg["value"], msg["decided_by"])
+            self.mark(msg["value"], msg["decided_by"])  # not what it is a view of: other draws may be, too
 
-    def of(self, tensors: Iterable[Any]) -> frozenset[str]:
+    def of(self, given: Iterable[Any]) -> frozenset[str]:
         """The marks of tensors."""
         found = _NONE
-        for tensor in tensors:
+        for tensor in given:
             found |= self._marks.get(tensor, _NONE)
             if tensor._base is not None:
                 found |= self._marks.get(tensor._base, _NONE)
         return found
 
     def mark(self, tensor: Tensor, names: frozenset[str]) -> None:
-        """Add marks to a tensor, and to what it is a view of."""
-        for part in (tensor, tensor._base):
-            if part is not None:
-                self._marks[part] = self._marks.get(part, _NONE) | names
+        """Add marks to a tensor."""
+        self._marks[tensor] = self._marks.get(tensor, _NONE) | names
 
-    def decide(self, tensors: Iterable[Any]) -> None:
+    def write(self, tensor: Tensor, names: frozenset[str]) -> None:
+        """Add marks to a tensor that was written to, and to what it is a view of."""
+        self.mark(tensor, names)
+        if tensor._base is not None:
+            self.mark(tensor._base, names)
+
+    def decide(self, seen: Iterable[Any]) -> None:
         """Python has seen numbers of tensors, and what comes next may depend on them."""
-        names = self.of(tensors)
+        names = self.of(seen)
         if names and not names <= self._decided and not _checking():
             self._decided |= names
+
+    def computed(self, site: Any) -> frozenset[str]:
+        """The marked draws that numbers of a site come from: of its distribution, its value or its mask."""
+        return self.of(made_of([site["fn"], site["value"], site["mask"]]))
+
+    def behind(self, site: Any) -> frozenset[str]:
+        """The marked draws that numbers of a site come from, and those that Python had read before it."""
+        return self.computed(site) | _decided(site)
 
     def note(self, *traces: Any) -> None:
         """Write into each sample site, its log_prob computed inside, what that was computed from."""
         for trace in traces:
-            for site in samples(trace):
-                site["origins"] = self.of(_tensors(site["log_prob"])) | site.get("decided_by", _NONE)
+            for site in sample_nodes(trace):
+                site["origins"] = self.of(tensors(site["log_prob"])) | _decided(site)
+
+
+def reached(names: Collection[str]) -> Origins:
+    """A handler that follows the draws of the named sites; ask it what is behind a site of a run inside."""
+    followed = frozenset(names)
+    return Origins(lambda site: site["name"] in followed)
 
 
 def origins(site: Any) -> frozenset[str]:
-    """The names of the marked draws that a term of a trace was computed from."""
+    """The marked draws that a term of a trace was computed from, as `Origins.note` wrote them into it."""
     noted: frozenset[str] = site["origins"]
     return noted
 
 
-def score_sampled(msg: Any) -> bool:
-    """Whether a site's draws have no pathwise gradient, so that only the score function has one."""
-    return not getattr(msg["fn"], "has_rsample", False)
-
-
-def samples(trace: Any) -> list[Any]:
-    """The sample sites of a trace, in order, without those by which plates draw their rows."""
-    return [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
+def _decided(site: Any) -> frozenset[str]:
+    found: frozenset[str] = site.get("decided_by", _NONE)
+    return found
 
 
 class _Operations(TorchDispatchMode):
@@ -122,21 +141,15 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        run = self._run
-        given = _tensors(args)
-        if kwargs:
-            given += _tensors(kwargs)
+        run, kwargs = self._run, kwargs or {}
+        given = tensors((args, kwargs))
         names = run.of(given)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if names:
-            for tensor in _tensors(result):
+            for tensor in tensors(result):
                 run.mark(tensor, names)
-            if func._schema.is_mutable:
-                for place, argument in enumerate(func._schema.arguments):
-                    if argument.alias_info is not None and argument.alias_info.is_write:
-                        value = args[place] if place < len(args) else (kwargs or {}).get(argument.name)
-                        for tensor in _tensors(value):
-                            run.mark(tensor, names)
+            for tensor in written(func, args, kwargs):
+                run.write(tensor, names)
             if _by_values(func, args):
                 run.decide(given)
         return result
@@ -162,7 +175,7 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _READS:
-            self._run.decide(_tensors([args, kwargs or {}]))
+            self._run.decide(tensors((args, kwargs or {})))
         elif func is _DATA:
             self._run.mark(result, self._run.of(args))
         return result
@@ -181,26 +194,16 @@ _READS = {
 }
 
 
-def _tensors(tree: Any) -> list[Any]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, (list, tuple)):
-        return [tensor for part in tree for tensor in _tensors(part)]
-    if isinstance(tree, Mapping):
-        return _tensors(list(tree.values()))
-    return []
-
-
-# Distributions read what they check, and decide nothing by it.
+# Distributions read what they check, scales are checked, first values are tried: none of it decides for the program.
 _CHECKS = (
     *(str(Path(str(module.__file__)).parent) for module in (torch.distributions, pyro.distributions)),
-    str(pyro.util.__file__),
+    *(str(module.__file__) for module in (pyro.util, initialization, scale_messenger)),
 )
 _TORCH = str(Path(str(torch.__file__)).parent)
 
 
 def _checking() -> bool:
-    """Whether a distribution reads, and not the program."""
+    """Whether Pyro reads by itself, and not the program."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
