@@ -152,13 +152,17 @@ class Fit:
         if self._training.checkpoint is not None:
             self._training.checkpoint.wrote(target, stamp)
 
-    def draws(self, n: int = 1_000, *, discrete: bool = False, seed: int | None = None) -> dict[str, Tensor]:
+    def draws(
+        self, n: int = 1_000, *, discrete: bool = False, weighted: bool = False, seed: int | None = None
+    ) -> dict[str, Tensor]:
         """Independent draws from the guide, by site, deterministic sites of the model included.
 
         Args:
             n: number of draws.
             discrete: also draw the latents that were summed out, from their exact posterior given the others,
                 and give the deterministic sites that depend on them.
+            weighted: resample them by smoothed importance weights, so that they stand for the posterior and not for
+                the guide; some then come more than once. A warning says where the weights cannot do it.
             seed: of the draws; None gives the same draws at every call.
 
         Returns:
@@ -168,12 +172,17 @@ class Fit:
             runs once for many draws.
 
         Raises:
-            OptionError: n below 1, or more draws than memory can hold.
+            OptionError: n below 1, or more draws than memory can hold; weights of a guide that has none.
+
+        References:
+            Vehtari et al. (2024), Pareto Smoothed Importance Sampling (`weighted`).
         """
         positive_integer("n", n)
         boolean("discrete", discrete)
+        boolean("weighted", weighted)
         with self._scope(seed):
-            return results.posterior(self._program, n, discrete_too=discrete)
+            drawn = results.weighted_draws(self._program, n) if weighted else None
+            return results.posterior(self._program, n, discrete_too=discrete, drawn=drawn)
 
     def _warn_of_newer(self) -> None:
         newest = self.steps if self._training is None else len(self._training.losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -178,3 +179,36 @@ def test_running_statistics_count_the_steps_and_nothing_else(kind: str, dtype: t
     fit.to_arviz(5)
     assert torch.equal(net.norm.running_mean, before)  # type: ignore[arg-type]
     assert net.norm.running_mean.dtype == dtype  # type: ignore[union-attr]
+
+
+def test_weighted_draws_are_those_of_the_posterior() -> None:
+    """A guide that is half a sd off and too wide: the mean of 20,000 resampled draws within five standard errors."""
+    y = torch.tensor([0.4, 1.1, 0.2])
+
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.deterministic("double", 2 * mu)
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.65)), 0.75))
+
+    optim = functools.partial(torch.optim.SGD, lr=0.0)
+    fit = ingle.fit(model, guide, y, steps=1, optim=optim, dtype=torch.float64)
+    n = 20_000
+    drawn = fit.draws(n, weighted=True)
+    mean, sd = float(y.sum()) / 4, 0.5
+    assert float(drawn["mu"].mean()) == pytest.approx(mean, abs=5 * sd * (2 / n) ** 0.5)
+    assert float(drawn["mu"].std()) == pytest.approx(sd, rel=0.05)
+    torch.testing.assert_close(drawn["double"], 2 * drawn["mu"])
+    assert float(fit.draws(n)["mu"].mean()) == pytest.approx(0.65, abs=0.05)
+
+
+def test_weighted_draws_of_a_point_mass_are_refused() -> None:
+    def model(y: Tensor) -> None:
+        pyro.sample("y", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    fit = ingle.fit(model, "delta", torch.tensor(0.3), steps=2)
+    with pytest.raises(ingle.OptionError, match="no importance weights: the guide is a point mass at mu"):
+        fit.draws(100, weighted=True)

@@ -6,6 +6,7 @@ from ingle.results.export import summary, to_arviz
 from ingle.results.groups import GroupName, collect, resolve_groups
 from ingle.results.predict import predict, resolve_new
 from ingle.results.prior import prior_predictive
+from ingle.results.weights import weighted_draws
 
 __all__ = [
     "GroupName",
@@ -18,4 +19,5 @@ __all__ = [
     "resolve_new",
     "summary",
     "to_arviz",
+    "weighted_draws",
 ]

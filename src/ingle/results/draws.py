@@ -32,7 +32,9 @@ _ELEMENTS = 2**24  # numbers held by the sites of one chunk of draws
 _MOST_VALUES = 256  # a site seldom depends on more combinations of discrete latents at a time
 
 
-def posterior(program: Program, n: int, *, discrete_too: bool) -> dict[str, Tensor]:
+def posterior(
+    program: Program, n: int, *, discrete_too: bool, drawn: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """`n` draws of every latent and deterministic site, all rows of every plate, in the order of the model.
 
     Runs inside a scope of the fit. Returns tensors of shape (n, *site shape), where a site has the shape that it
@@ -43,12 +45,13 @@ def posterior(program: Program, n: int, *, discrete_too: bool) -> dict[str, Tens
         n: number of draws.
         discrete_too: latents that are summed out, drawn from their exact posterior given the others, and the
             deterministic sites that depend on them.
+        drawn: the latents; the guide's draws where None.
     """
     sites = deterministic_sites(program, discrete_too=discrete_too)
     latents = {site.name for site in drawn_latents(program)} | ({*program.enumerated} if discrete_too else set())
     held = (*sites, *(site for site in program.latents if site.name in latents))
     refuse_too_large(held, n, program.dtype, program.device, "the draws")
-    drawn = guided(program, n)
+    drawn = guided(program, n) if drawn is None else drawn
     if discrete_too:
         drawn.update(discrete(program, drawn, n))
     if sites:

@@ -8,11 +8,28 @@ import torch
 from torch import Tensor
 
 from ingle.errors import IngleWarning, OptionError, warn
-from ingle.evidence import khat_threshold, psis
+from ingle.evidence import khat_threshold, psis, why_no_weights
+from ingle.program import Program
+from ingle.results.draws import guided_with_density
+from ingle.results.likelihood import evaluate
 
-__all__ = ["resampled"]
+__all__ = ["resampled", "weighted_draws"]
 
 _FEWEST = 25
+
+
+def weighted_draws(program: Program, n: int) -> dict[str, Tensor]:
+    """The latents at `n` draws of the guide, resampled by smoothed importance weights, shape (n, *site shape).
+
+    Raises:
+        OptionError: the guide's draws have no weights, or are fewer than 25.
+    """
+    without = why_no_weights(program)
+    if without is not None:
+        raise OptionError(f"the draws have no importance weights: {without}")
+    drawn, log_q = guided_with_density(program, n)
+    chosen, _ = resampled(evaluate(program, drawn, n, pointwise=False)[0]["log_p"] - log_q)
+    return {name: value[chosen] for name, value in drawn.items()}
 
 
 def resampled(log_weights: Tensor) -> tuple[Tensor, dict[str, Any]]:
