@@ -22,7 +22,7 @@ from ingle.errors import IngleError
 from ingle.program.handlers import Watch
 from ingle.program.operations import tensors, written
 
-__all__ = ["Inputs", "Recording", "Untraceable", "record", "users_line"]
+__all__ = ["Inputs", "Recording", "Untraceable", "lift_constants", "record", "users_line"]
 
 aten = torch.ops.aten
 
@@ -107,7 +107,7 @@ def record(step: Callable[[], None], inputs: Inputs) -> Recording:
         raise Untraceable(
             f"{type(error).__name__} was raised{f' at {line}' if line else ''}: {told[:200]}{_near(watch)}"
         ) from error
-    constants = _lift_constants(graph, len(inputs.all))
+    constants = lift_constants(graph, len(inputs.all))
     return Recording(
         graph=graph,
         constants=constants,
@@ -116,13 +116,7 @@ def record(step: Callable[[], None], inputs: Inputs) -> Recording:
     )
 
 
-def _near(watch: Watch) -> str:
-    if watch.entered is not None:
-        return f", in the statement of site {watch.entered!r}"
-    return f", after site {watch.last!r}" if watch.last is not None else ""
-
-
-def _lift_constants(graph: GraphModule, count: int) -> list[Tensor]:
+def lift_constants(graph: GraphModule, count: int) -> list[Tensor]:
     """Make attributes of the graph its last inputs, and return them in order."""
     graph.graph.eliminate_dead_code()
     places: dict[str, Any] = {}
@@ -138,6 +132,12 @@ def _lift_constants(graph: GraphModule, count: int) -> list[Tensor]:
         graph.graph.erase_node(node)
     graph.recompile()
     return constants
+
+
+def _near(watch: Watch) -> str:
+    if watch.entered is not None:
+        return f", in the statement of site {watch.entered!r}"
+    return f", after site {watch.last!r}" if watch.last is not None else ""
 
 
 class _Recorder(TorchDispatchMode):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ingle.errors import OptionError
 from ingle.evidence.hmc import Bridge, Metric, move
-from ingle.evidence.memory import budget, peak_bytes
+from ingle.evidence.memory import budget, cost_of
 from ingle.evidence.proposal import Proposal
 from ingle.evidence.sampler import Sampler
 from ingle.evidence.space import Space
@@ -119,8 +119,8 @@ def _bridge(sampler: Sampler, source: Proposal) -> tuple[Bridge, Space]:
         return space.densities(points, start)
 
     one = space.points(*sampler.first(source, 1))
-    most = peak_bytes(lambda: densities(one)) * _TRAINED
-    return Bridge(densities, max(1, int(budget(sampler.runtime.device) // max(most, 1)))), space
+    most = cost_of(lambda: densities(one)).most * _TRAINED
+    return Bridge(densities, max(1, int(budget(sampler.runtime.device) // most))), space
 
 
 def _drawn(sampler: Sampler, source: Proposal, space: Space, n: int, stream: int) -> Tensor:

@@ -91,6 +91,7 @@ def estimate(
         dtype=runtime.dtype,
         device=runtime.device,
         seed=runtime.seed,
+        engine=sampler.engine,
         data=survey.data,
         **told,
     )
@@ -176,6 +177,8 @@ def _weigh(stream: Stream, sampler: Sampler, sources: list[Proposal], counts: li
     shares = (shares / shares.sum()).log()
     for values, own in sampler.blocks(sources[place], counts[place], stream=place):
         n = len(own)
+        if place == 0 and sampler.engine == "eager":
+            sampler.compile(values, counts[0])
         terms = [
             (own if other == place else sampler.log_q(source, values, n)) + shares[other]
             for other, source in enumerate(sources)

@@ -75,7 +75,7 @@ class Evidence:
         starts: for AIS, the estimates from each start by name, as (log_z, se); empty otherwise.
         notes: what else should be known.
         seconds: of wall-clock time.
-        dtype, device, seed: what ran.
+        dtype, device, seed, engine: what ran.
         data: of each observed site how many numbers it has, their mean and their mean square.
     """
 
@@ -106,6 +106,7 @@ class Evidence:
     dtype: torch.dtype
     device: torch.device
     seed: int
+    engine: str
     data: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -139,10 +140,9 @@ class Evidence:
             lines.append(f"  weights     {', '.join(odd)} of {total:,}")
         lines.append(f"  {self.verdict:<11} {self.reason}")
         lines += [f"  note        {note}" for note in self.notes]
-        lines.append(
-            f"  ran         {self.seconds:.1f} s, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
-            f"seed {self.seed}; guide {self.guide}"
-        )
+        dtype = str(self.dtype).removeprefix("torch.")
+        ran = f"{self.seconds:.1f} s, {self.engine}, {dtype} on {self.device}, seed {self.seed}; guide {self.guide}"
+        lines.append(f"  ran         {ran}")
         return "\n".join(lines)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["budget", "peak_bytes"]
+__all__ = ["Cost", "budget", "cost_of"]
 
 _ON_HOST = 2**26  # bytes; beyond the processor's caches nothing is gained
 _OF_FREE = 0.5  # of the memory that a device has left
@@ -23,13 +24,25 @@ def budget(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] * _OF_FREE)
 
 
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most bytes that tensors made by a run hold at a time."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one run, in bytes of tensors.
+
+    Attributes:
+        most: that are held at a time.
+        written: in all.
+    """
+
+    most: int
+    written: int
+
+
+def cost_of(run: Callable[[], Any]) -> Cost:
+    """What a run makes."""
     with _Live() as live:
         result = run()
     del result
-    most: int = live.most
-    return most
+    return Cost(max(1, live.most), live.written)
 
 
 class _Live(TorchDispatchMode):
@@ -37,7 +50,7 @@ class _Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
+        self.now = self.most = self.written = 0
         self._held: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -53,6 +66,7 @@ class _Live(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key, size = storage.data_ptr(), storage.nbytes()
         if key not in self._held:
+            self.written += size
             self.now += size
             self.most = max(self.most, self.now)
         self._held[key] = self._held.get(key, 0) + 1

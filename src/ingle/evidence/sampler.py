@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ingle.engine import CompiledFunction, Untraceable
 from ingle.errors import OptionError
 from ingle.evidence.elements import Elements
 from ingle.evidence.joint import Joint
-from ingle.evidence.memory import budget, peak_bytes
+from ingle.evidence.memory import budget, cost_of
 from ingle.evidence.proposal import Proposal
 from ingle.options import positive_integer
 from ingle.program import Program, is_out_of_memory, repeat
@@ -24,6 +26,7 @@ Chunk = int | Literal["auto"]
 
 _AT_ONCE = 2**22  # numbers of latents that are drawn together
 _MOST = 2**16  # draws that are drawn together
+_WORTH = 2**33  # bytes of results that take longer to write than a compiler takes
 _LOOK = 1_000  # a stream of its own
 
 
@@ -67,6 +70,13 @@ class Sampler:
         self.joint = Joint(program, elements, given)
         self.alone: str | None = None
         self._chunk = chunk
+        self._written: int | None = None
+        self._compiled: CompiledFunction | None = None
+
+    @property
+    def engine(self) -> str:
+        """Whether the log joint was "compiled", or "eager"."""
+        return "eager" if self._compiled is None else "compiled"
 
     def blocks(self, proposal: Proposal, n: int, *, stream: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """`n` draws, block by block: values by name, shape (k, *site shape), and log q, (k, *elements), float64.
@@ -91,14 +101,52 @@ class Sampler:
 
     def log_p(self, values: Mapping[str, Tensor], n: int) -> Tensor:
         """The log joint at `n` draws, shape (n, *elements), float64."""
-        return self.both(values, n)["log_p"]  # type: ignore[no-any-return]
+        chunk = self._sized(values)
+        if self._compiled is None or n < chunk:
+            return self.both(values, n)["log_p"]  # type: ignore[no-any-return]
+        whole = n - n % chunk
+        names = list(values)
+        parts = [
+            self._compiled(*(values[name][start : start + chunk].contiguous() for name in names))
+            for start in range(0, whole, chunk)
+        ]
+        if whole < n:
+            parts.append(self.both({name: value[whole:] for name, value in values.items()}, n - whole)["log_p"])
+        return torch.cat(parts)
 
     def both(self, values: Mapping[str, Tensor], n: int) -> Any:
-        """`log_p` and `rest` of `Joint` at `n` draws."""
-        if self._chunk is None:
-            self._chunk = self._found(values)
+        """All that `Joint` gives at `n` draws."""
+        chunk = self._sized(values)
         with self.program.explained("model"):
-            return self.each(self.joint, n, given=values, chunk=self._chunk)
+            return self.each(self.joint, n, given=values, chunk=chunk)
+
+    def compile(self, values: Mapping[str, Tensor], n: int) -> None:
+        """Compile the log joint where `n` draws write so much that it pays; what cannot be compiled stays as it is.
+
+        Args:
+            values: draws, a chunk of them or more where there are as many.
+            n: how many draws are to come.
+        """
+        chunk = self._sized(values)
+        names = list(values)
+        enough = bool(names) and (self._written or 0) * n >= _WORTH and min(n // 4, len(values[names[0]])) >= chunk
+        if not enough or self.alone is not None or self.runtime.device.type != "cpu":
+            return
+
+        def log_p(one: dict[str, Tensor]) -> Tensor:
+            found: Tensor = self.joint(one)["log_p"]
+            return found
+
+        def run(*parts: Tensor) -> Tensor:
+            found: Tensor = torch.vmap(log_p)(dict(zip(names, parts, strict=True)))
+            return found
+
+        inputs = [values[name][:chunk].contiguous() for name in names]
+        with suppress(Untraceable):
+            compiled = CompiledFunction(run, inputs)
+            expected = self.both({name: value[:chunk] for name, value in values.items()}, chunk)["log_p"]
+            if torch.allclose(compiled(*inputs), expected, rtol=1e-4, atol=1e-3, equal_nan=True):
+                self._compiled = compiled
 
     def log_q(self, proposal: Proposal, values: Mapping[str, Tensor], n: int) -> Tensor:
         """The log density of a proposal at `n` draws that need not be its own, shape (n, *elements), float64."""
@@ -140,8 +188,12 @@ class Sampler:
         numbers = sum(int(np.prod(shapes[name])) for name in proposal.latents)
         return max(1, min(_MOST, _AT_ONCE // max(1, numbers)))
 
-    def _found(self, values: Mapping[str, Tensor]) -> int:
-        one = {name: value[0].clone() for name, value in values.items()}  # a view would count all draws
-        with self.program.explained("model"):
-            most = peak_bytes(lambda: self.joint(one))
-        return max(1, budget(self.runtime.device) // max(1, most))
+    def _sized(self, values: Mapping[str, Tensor]) -> int:
+        """How many draws to take together, found from one of them."""
+        if self._chunk is None or self._written is None:
+            one = {name: value[0].clone() for name, value in values.items()}  # a view would count all draws
+            with self.program.explained("model"):
+                cost = cost_of(lambda: self.joint(one))
+            self._written = cost.written
+            self._chunk = self._chunk or max(1, budget(self.runtime.device) // cost.most)
+        return self._chunk

@@ -1,0 +1,67 @@
+"""A function of tensors recorded once and compiled, for what is called many times on inputs of one layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ingle.engine import internals
+from ingle.engine.decompositions import DECOMPOSITIONS
+from ingle.engine.recording import Untraceable, lift_constants
+from ingle.engine.simplify import simplify
+
+__all__ = ["CompiledFunction"]
+
+
+class CompiledFunction:
+    """`run`, without gradients, as one graph compiled by Inductor.
+
+    What it reads beside its inputs is taken to stay as it is: parameters, data, modules at rest.
+
+    Args:
+        run: from tensors to one tensor; it draws no random numbers.
+        inputs: of the shapes that it will be called with.
+
+    Raises:
+        Untraceable: it cannot become a graph, in words.
+    """
+
+    def __init__(self, run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+        if internals.compiler() is None and inputs[0].device.type == "cpu":
+            raise Untraceable(internals.NO_COMPILER)
+        with torch.no_grad():
+            self._result = torch.empty_like(run(*inputs))
+            given = [*inputs, self._result]
+
+            def write(*tensors: Tensor) -> tuple[()]:
+                tensors[-1].copy_(run(*tensors[:-1]))
+                return ()
+
+            try:
+                graph = internals.record(write, given)
+            except Exception as error:  # the program is the user's, and may object to being recorded in any way
+                raise Untraceable(f"{type(error).__name__}: {error}".split("\n")[0]) from error
+            constants = lift_constants(graph, len(given))
+            random = [node for node in graph.graph.nodes if torch.Tag.nondeterministic_seeded in _tags(node.target)]
+            if random:
+                raise Untraceable(f"it draws random numbers by {random[0].target}")
+            tensors = [*given, *constants]
+            functional = internals.functional(graph, tensors, decompose=DECOMPOSITIONS)
+            fixed = [False] * len(given) + [True] * len(constants)
+            self._kept = simplify(functional, tensors, fixed)
+            self._constants = constants
+            bound = [tensors[kept] if isinstance(kept, int) else kept for kept in self._kept]
+            self._function = internals.inductor(functional, bound)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The result for inputs of the same shapes, strides and dtypes, in a tensor of its own."""
+        tensors = [*inputs, self._result, *self._constants]
+        with torch.no_grad():
+            self._function([tensors[kept] if isinstance(kept, int) else kept for kept in self._kept])
+        return self._result.clone()
+
+
+def _tags(target: object) -> Sequence[object]:
+    return getattr(target, "tags", ())
