@@ -33,27 +33,31 @@ class CompiledFunction:
             raise Untraceable(internals.NO_COMPILER)
         with torch.no_grad():
             self._result = torch.empty_like(run(*inputs))
-            given = [*inputs, self._result]
-
-            def write(*tensors: Tensor) -> tuple[()]:
-                tensors[-1].copy_(run(*tensors[:-1]))
-                return ()
-
             try:
-                graph = internals.record(write, given)
-            except Exception as error:  # the program is the user's, and may object to being recorded in any way
+                self._compile(run, [*inputs, self._result])
+            except Untraceable:
+                raise
+            except Exception as error:  # the program is the user's, and what it calls may object in any way
                 raise Untraceable(f"{type(error).__name__}: {error}".split("\n")[0]) from error
-            constants = lift_constants(graph, len(given))
-            random = [node for node in graph.graph.nodes if torch.Tag.nondeterministic_seeded in _tags(node.target)]
-            if random:
-                raise Untraceable(f"it draws random numbers by {random[0].target}")
-            tensors = [*given, *constants]
-            functional = internals.functional(graph, tensors, decompose=DECOMPOSITIONS)
-            fixed = [False] * len(given) + [True] * len(constants)
-            self._kept = simplify(functional, tensors, fixed)
-            self._constants = constants
-            bound = [tensors[kept] if isinstance(kept, int) else kept for kept in self._kept]
-            self._function = internals.inductor(functional, bound)
+
+    def _compile(self, run: Callable[..., Tensor], given: list[Tensor]) -> None:
+        def write(*tensors: Tensor) -> tuple[()]:
+            tensors[-1].copy_(run(*tensors[:-1]))
+            return ()
+
+        graph = internals.record(write, given)
+        for node in graph.graph.nodes:
+            tags = getattr(node.target, "tags", ())
+            if torch.Tag.nondeterministic_seeded in tags:
+                raise Untraceable(f"it draws random numbers by {node.target}")
+            if torch.Tag.data_dependent_output in tags:
+                raise Untraceable(f"it reads numbers on the host by {node.target}")
+        self._constants = lift_constants(graph, len(given))
+        tensors = [*given, *self._constants]
+        functional = internals.functional(graph, tensors, decompose=DECOMPOSITIONS)
+        self._kept = simplify(functional, tensors, [False] * len(given) + [True] * len(self._constants))
+        bound = [tensors[kept] if isinstance(kept, int) else kept for kept in self._kept]
+        self._function = internals.inductor(functional, bound)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The result for inputs of the same shapes, strides and dtypes, in a tensor of its own."""
@@ -61,7 +65,3 @@ class CompiledFunction:
         with torch.no_grad():
             self._function([tensors[kept] if isinstance(kept, int) else kept for kept in self._kept])
         return self._result.clone()
-
-
-def _tags(target: object) -> Sequence[object]:
-    return getattr(target, "tags", ())

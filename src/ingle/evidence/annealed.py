@@ -87,40 +87,49 @@ def anneal(sampler: Sampler, sources: list[Proposal], num_samples: int) -> Annea
         Zhou, Johansen and Aston (2016), Toward Automatic Model Comparison: An Adaptive Sequential Monte Carlo Approach
         (temperatures by the conditional effective sample size).
     """
-    device, shape = sampler.runtime.device, sampler.elements.shape
     counts = [num_samples - num_samples // 2, num_samples // 2] if len(sources) == 2 else [num_samples]
-    stream = Stream(shape, num_samples, device, sources=len(sources))
-    means, found, errors, temperatures = [], {}, [], {}
+    weights: dict[str, Tensor] = {}
+    temperatures = {}
     for place, (source, count) in enumerate(zip(sources, counts, strict=True)):
         bridge, space = _bridge(sampler, source)
         schedule = _pilot(sampler, source, space, bridge, place)
-        weights = _run(sampler, source, space, bridge, schedule, count, place)
-        stream.add(weights, place)
-        log_z, se, batches = _batched(weights)
-        means.append(batches + math.log(count / num_samples))
-        found[source.name] = (float(log_z.sum()), float(se.square().sum().sqrt()))
-        errors.append((log_z, se))
         temperatures[source.name] = len(schedule)
+        weights[source.name] = _run(sampler, source, space, bridge, schedule, count, place)
+    return replace(_together(weights, num_samples), temperatures=temperatures)
+
+
+def _together(weights: Mapping[str, Tensor], num_samples: int) -> Annealed:
+    """One estimate from all starts, each counted by its effective sample size."""
+    shapes = [part.shape[1:] for part in weights.values()]
+    device = next(iter(weights.values())).device
+    stream = Stream(shapes[0], num_samples, device, sources=len(weights))
+    sizes = torch.stack([_share(part) * len(part) for part in weights.values()]).nan_to_num(nan=0.0)
+    parts = (sizes.clamp(min=1.0) / sizes.clamp(min=1.0).sum(0)).log()
+    found, ends, batches = {}, [], []
+    for place, (name, part) in enumerate(weights.items()):
+        log_z, se, means = _batched(part)
+        stream.add(part + parts[place] + math.log(num_samples / len(part)), place)
+        found[name] = (float(log_z.sum()), float(se.square().sum().sqrt()))
+        ends.append((log_z, se))
+        batches.append(means + parts[place])
     apart = math.nan
-    if len(errors) == 2:
-        (one, one_se), (two, two_se) = errors
+    if len(ends) == 2:
+        (one, one_se), (two, two_se) = ends
         apart = float(((one - two).abs() / (one_se.square() + two_se.square()).sqrt()).max())
-    together = torch.stack(means).logsumexp(0)  # of batch i from every start
-    se = _error(together)
-    summary = stream.summary()
-    return Annealed(replace(summary, se=se.cpu().numpy()), found, apart, temperatures)
+    se = _error(torch.stack(batches).logsumexp(0))  # of batch i from every start
+    return Annealed(replace(stream.summary(), se=se.cpu().numpy()), found, apart, {})
 
 
 def _bridge(sampler: Sampler, source: Proposal) -> tuple[Bridge, Space]:
     space = Space(sampler, source)
     start = None if source.name == "the prior" else source
-
-    def densities(points: Tensor) -> tuple[Tensor, Tensor]:
-        return space.densities(points, start)
-
     one = space.points(*sampler.first(source, 1))
-    most = cost_of(lambda: densities(one)).most * _TRAINED
-    return Bridge(densities, max(1, int(budget(sampler.runtime.device) // most))), space
+    most = cost_of(lambda: space.densities(one, start)).most * _TRAINED
+    bridge = Bridge(lambda points: space.densities(points, start), max(1, int(budget(sampler.runtime.device) // most)))
+    if sampler.runtime.device.type == "cpu" and sampler.alone is None:
+        beta = torch.full(sampler.elements.shape, 0.5, dtype=torch.float64)
+        bridge.compile(lambda points: space.traced(points, start), space.points(*sampler.first(source, _PILOT)), beta)
+    return bridge, space
 
 
 def _drawn(sampler: Sampler, source: Proposal, space: Space, n: int, stream: int) -> Tensor:

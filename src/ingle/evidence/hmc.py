@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ingle.engine import CompiledFunction, Untraceable
+
 __all__ = ["Bridge", "Metric", "State", "move"]
+
+Densities = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _DENSE = 100  # the most numbers an element may have for all their covariances to be used
 
@@ -39,36 +44,60 @@ class State:
         return State(self.points.gather(0, index), self.start.gather(0, places), self.joint.gather(0, places))
 
 
-@dataclass(frozen=True)
 class Bridge:
     """The two densities.
 
-    Attributes:
+    Args:
         densities: from points to their logs at the start and at the end.
         chunk: how many points to take together.
     """
 
-    densities: Callable[[Tensor], tuple[Tensor, Tensor]]
-    chunk: int
+    def __init__(self, densities: Densities, chunk: int) -> None:
+        self._densities = densities
+        self._chunk = chunk
+        self._compiled: CompiledFunction | None = None
 
     def at(self, points: Tensor) -> State:
         """The densities at points."""
         with torch.no_grad():
-            parts = [self.densities(part) for part in points.split(self.chunk)]
+            parts = [self._densities(part) for part in points.split(self._chunk)]
         return State(points, torch.cat([one for one, _ in parts]), torch.cat([two for _, two in parts]))
 
     def with_gradient(self, points: Tensor, beta: Tensor) -> tuple[State, Tensor]:
         """The same, and the gradient of the density between, of the shape of the points."""
-        states, gradients = [], []
-        for part in points.split(self.chunk):
-            leaf = part.detach().requires_grad_()
-            with torch.enable_grad():
-                state = State(leaf, *self.densities(leaf))
-                (gradient,) = torch.autograd.grad(state.log_density(beta).sum(), leaf)
-            states.append(State(part, state.start.detach(), state.joint.detach()))
-            gradients.append(gradient)
-        together = State(points, torch.cat([s.start for s in states]), torch.cat([s.joint for s in states]))
-        return together, torch.cat(gradients)
+        parts = []
+        for part in points.split(self._chunk):
+            whole = self._compiled is not None and len(part) == self._chunk
+            parts.append(self._compiled(part, beta) if whole else _graded(self._densities, part, beta))  # type: ignore[misc]
+        together = torch.cat(parts)
+        state = State(points, together[..., 0], together[..., 1])
+        return state, together[..., 2:].to(points.dtype)
+
+    def compile(self, densities: Densities, points: Tensor, beta: Tensor) -> None:
+        """Compile the gradient, for chunks of as many points as there are here, where that can be done.
+
+        Args:
+            densities: the same, without a way out where they cannot be recorded.
+            points: shape (n, *elements, D).
+            beta: shape (*elements).
+        """
+        self._chunk = min(self._chunk, len(points))
+        part = points[: self._chunk].contiguous()
+        with suppress(Untraceable):
+            compiled = CompiledFunction(lambda *inputs: _graded(densities, *inputs), [part, beta.clone()])
+            expected = _graded(self._densities, part, beta)
+            if torch.allclose(compiled(part, beta), expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+                self._compiled = compiled
+
+
+def _graded(densities: Densities, points: Tensor, beta: Tensor) -> Tensor:
+    """Both log densities and the gradient of the one between, shape (n, *elements, 2 + D), float64."""
+    leaf = points.detach().requires_grad_()
+    with torch.enable_grad():
+        state = State(leaf, *densities(leaf))
+        (gradient,) = torch.autograd.grad(state.log_density(beta).sum(), leaf)
+    ends = torch.stack([state.start.detach(), state.joint.detach()], -1)
+    return torch.cat([ends, gradient.detach().to(torch.float64)], -1)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -60,17 +60,27 @@ class Space:
             points: shape (n, *elements, D).
             start: a proposal; None is the prior.
         """
-        sampler, elements = self._sampler, self._sampler.elements
+        sampler = self._sampler
+        with sampler.program.explained("model"):
+            found = sampler.each(self._of_one(start), len(points), given=self._named(points), chunk=len(points))
+        return found["start"], found["joint"]
+
+    def traced(self, points: Tensor, start: Proposal | None) -> tuple[Tensor, Tensor]:
+        """The same by `torch.vmap` alone, which raises where it cannot, for a graph to be recorded from."""
+        found: dict[str, Tensor] = torch.vmap(self._of_one(start))(self._named(points))
+        return found["start"], found["joint"]
+
+    def _of_one(self, start: Proposal | None) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        """From the unconstrained latents of one point to its densities."""
+        sampler = self._sampler
 
         def run(one: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            with _Held(one, elements) as held:
+            with _Held(one, sampler.elements) as held:
                 found = sampler.joint({})
             first = found["prior"] if start is None else start.density(held.values)
             return {"start": first + held.volume, "joint": found["log_p"] + held.volume}
 
-        with sampler.program.explained("model"):
-            found = sampler.each(run, len(points), given=self._named(points), chunk=len(points))
-        return found["start"], found["joint"]
+        return run
 
     def _flat(self, name: str, value: Tensor) -> Tensor:
         """(n, *shape) as (n, *elements, numbers)."""
