@@ -21,7 +21,8 @@ class CompiledFunction:
     What it reads beside its inputs is taken to stay as it is: parameters, data, modules at rest.
 
     Args:
-        run: from tensors to one tensor; it draws no random numbers.
+        run: from tensors to one tensor. It draws no random numbers, and Python reads no number of its inputs, as under
+            `torch.vmap` it cannot.
         inputs: of the shapes that it will be called with.
 
     Raises:
@@ -47,11 +48,8 @@ class CompiledFunction:
 
         graph = internals.record(write, given)
         for node in graph.graph.nodes:
-            tags = getattr(node.target, "tags", ())
-            if torch.Tag.nondeterministic_seeded in tags:
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 raise Untraceable(f"it draws random numbers by {node.target}")
-            if torch.Tag.data_dependent_output in tags:
-                raise Untraceable(f"it reads numbers on the host by {node.target}")
         self._constants = lift_constants(graph, len(given))
         tensors = [*given, *self._constants]
         functional = internals.functional(graph, tensors, decompose=DECOMPOSITIONS)
