@@ -33,8 +33,8 @@ class CompiledFunction:
         if internals.compiler() is None and inputs[0].device.type == "cpu":
             raise Untraceable(internals.NO_COMPILER)
         with torch.no_grad():
-            self._result = torch.empty_like(run(*inputs))
             try:
+                self._result = torch.empty_like(run(*inputs))
                 self._compile(run, [*inputs, self._result])
             except Untraceable:
                 raise
