@@ -16,11 +16,13 @@ from ingle.evidence.stream import Summary
 
 __all__ = ["Evidence", "Pointwise", "Verdict", "from_summary"]
 
-Verdict = Literal["exact", "reliable", "costly", "unreliable", "unknown"]
+Verdict = Literal["exact", "reliable", "costly", "doubtful", "unreliable", "unknown"]
 
 _FEWEST = 100  # draws below which k-hat is not given, and effective draws below which an error bar is no error bar
 _COSTLY = 0.05  # effective draws of those drawn
 _SOME = 0.01  # of elements, that may be beyond trust in a total that is not
+_FINITE = 0.5  # k-hat from which a variance is infinite
+_MANY = 0.05  # of elements, that may be so
 _APART = 4.0  # standard errors between two starts that tell of a fault
 _ROUNDING = 32  # units of rounding by which weights may differ that are the same
 
@@ -60,8 +62,8 @@ class Evidence:
         khat: shape of the tail of the weights, the largest of all elements; NaN where it is not given, see `reason`.
         khat_threshold: the most at which this many draws can be trusted.
         num_samples: draws.
-        verdict: "exact" (nothing was estimated), "reliable", "costly" (right, by few of the draws), "unreliable", or
-            "unknown" (too few draws to tell).
+        verdict: "exact" (nothing was estimated), "reliable", "costly" (right, by few of the draws), "doubtful" (near,
+            but the error may be larger than it says), "unreliable", or "unknown" (too few draws to tell).
         reason: the same in a sentence, with what to do.
         elbo: mean log weight, in nats, and `elbo_se`, its standard error; a bound from below on average.
         gap_se: standard error of log_z - elbo, smaller than both since the same draws gave them.
@@ -257,6 +259,12 @@ def judged(
         if bad.any()
         else ""
     )
+    if (khat > _FINITE).mean() > _MANY:
+        return "doubtful", (
+            f"near{few}, but with k-hat above {_FINITE} the weights may have no finite variance: the estimate is too "
+            "low more often than too high, by more than the standard error says. More draws narrow it down; a guide "
+            "with heavier tails, defensive=0.1 or proposal='ais' mend it"
+        )
     least = ess[~bad].min()
     if least < _COSTLY * num_samples:
         return "costly", (
