@@ -96,7 +96,7 @@ def test_refuses_marks_that_are_not_so() -> None:
     [
         (1, 3, "must be a negative dimension of its value, which has shape"),
         (-2, 3, "must be a negative dimension"),
-        (-1, 9, "9 exchangeable labels, and 362,880 orders"),
+        (-1, 9, "'loc' have 9 exchangeable labels, and 362,880 orders"),
     ],
 )
 def test_refuses_dimensions_that_are_none(dim: int, size: int, match: str) -> None:

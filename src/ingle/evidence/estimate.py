@@ -67,16 +67,23 @@ def estimate(
         missing: list[str] = []
         if proposal != "prior" and guided:
             guide = from_guide(program, elements, fixed, survey.masks)
-            sources.append(EveryOrder(guide, labels) if labels else guide)
+            try:
+                sources.append(EveryOrder(guide, labels, annealed=proposal == "ais") if labels else guide)
+            except OptionError as error:
+                if proposal != "ais":
+                    raise
+                missing.append(f"AIS did not start from the guide: {error}")
         if proposal != "guide" or share > 0:
             sources.append(from_prior(program, elements, fixed))
         if proposal == "ais":
-            sources, missing = _startable(sampler, sources)
+            sources, others = _startable(sampler, sources)
+            missing += others
         rest = refuse_shared(sampler, sources[0])
-        if labels:
+        in_all = isinstance(sources[0], EveryOrder)
+        if in_all:
             labels.check(sampler, *sampler.first(sources[0]))
         told = (_annealed if proposal == "ais" else _mixed)(sampler, sources, n, share)
-    notes = [*survey.notes, *([labels.told] if labels else []), *missing]
+    notes = [*survey.notes, *([labels.told] if in_all else []), *missing]
     if sampler.alone is not None:
         notes.append(f"draws went through the program one by one, which is slow: {sampler.alone}")
     return from_summary(

@@ -18,6 +18,7 @@ from ingle.evidence.sampler import Sampler
 __all__ = ["EveryOrder", "Labels", "read_labels"]
 
 _MOST = 7  # labels, of which there are 5,040 orders
+_ANNEALED = 4  # labels in whose every order a gradient can be taken
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,24 @@ class EveryOrder(Proposal):
     Args:
         guide: as it is.
         labels: of the model.
+        annealed: whether gradients will be taken.
+
+    Raises:
+        OptionError: more labels than can be put in every order.
 
     References:
         Frühwirth-Schnatter (2004), Estimating Marginal Likelihoods for Mixture and Markov Switching Models Using Bridge
         Sampling Techniques.
     """
 
-    def __init__(self, guide: Proposal, labels: Labels) -> None:
+    def __init__(self, guide: Proposal, labels: Labels, *, annealed: bool = False) -> None:
+        most = _ANNEALED if annealed else _MOST
+        if labels.size > most:
+            raise OptionError(
+                f"{', '.join(map(repr, labels.dims))} have {labels.size} exchangeable labels, and "
+                f"{math.factorial(labels.size):,} orders are too many to weigh the guide against"
+                + ("" if annealed else f"; up to {most} labels can be done, or proposal='ais', or 'prior'")
+            )
         self.name, self.latents = guide.name, guide.latents
         self._guide, self._labels = guide, labels
 
@@ -106,7 +118,6 @@ def read_labels(nodes: Iterable[Any], *, given: Mapping[str, Tensor], per: str |
 
     Raises:
         ProgramError: dimensions that are none, or of different sizes.
-        OptionError: more labels than can be put in every order.
     """
     dims: dict[str, int] = {}
     sizes: dict[str, int] = {}
@@ -126,10 +137,4 @@ def read_labels(nodes: Iterable[Any], *, given: Mapping[str, Tensor], per: str |
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{size} at {name!r}" for name, size in sizes.items())
         raise ProgramError(f"sites marked exchangeable must have as many labels each, and have {told}")
-    size = next(iter(sizes.values()))
-    if size > _MOST:
-        raise OptionError(
-            f"{', '.join(map(repr, dims))} have {size} exchangeable labels, and {math.factorial(size):,} orders are "
-            f"too many to weigh against; up to {_MOST} labels can be done, or proposal='prior'"
-        )
-    return Labels(dims, size)
+    return Labels(dims, next(iter(sizes.values())))
