@@ -73,8 +73,8 @@ class Bridge:
         state = State(points, together[..., 0], together[..., 1])
         return state, together[..., 2:].to(points.dtype)
 
-    def compile(self, densities: Densities, points: Tensor, beta: Tensor) -> None:
-        """Compile the gradient, for chunks of as many points as there are here, where that can be done.
+    def compile(self, densities: Densities, points: Tensor, beta: Tensor) -> bool:
+        """Compile the gradient, for chunks of as many points as there are here; whether that could be done.
 
         Args:
             densities: the same, without a way out where they cannot be recorded.
@@ -88,6 +88,7 @@ class Bridge:
             expected = _graded(self._densities, part, beta)
             if torch.allclose(compiled(part, beta), expected, rtol=1e-3, atol=1e-3, equal_nan=True):
                 self._compiled = compiled
+        return self._compiled is not None
 
 
 def _graded(densities: Densities, points: Tensor, beta: Tensor) -> Tensor:

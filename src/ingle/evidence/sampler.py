@@ -17,7 +17,7 @@ from ingle.evidence.joint import Joint
 from ingle.evidence.memory import budget, cost_of
 from ingle.evidence.proposal import Proposal
 from ingle.options import positive_integer
-from ingle.program import Program, is_out_of_memory, repeat
+from ingle.program import Program, is_out_of_memory, repeat, together
 from ingle.runtime import Runtime
 
 __all__ = ["Chunk", "Sampler", "resolve_chunk"]
@@ -53,6 +53,7 @@ class Sampler:
         chunk: most draws to put through the model together; None finds it from memory.
 
     Attributes:
+        engine: "compiled" where densities are, else "eager".
         alone: why draws went through the program one by one, in words; None where they went together.
     """
 
@@ -68,15 +69,11 @@ class Sampler:
         self.runtime = runtime
         self.elements = elements
         self.joint = Joint(program, elements, given)
+        self.engine = "eager"
         self.alone: str | None = None
         self._chunk = chunk
         self._written: int | None = None
         self._compiled: CompiledFunction | None = None
-
-    @property
-    def engine(self) -> str:
-        """Whether the log joint was "compiled", or "eager"."""
-        return "eager" if self._compiled is None else "compiled"
 
     def blocks(self, proposal: Proposal, n: int, *, stream: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """`n` draws, block by block: values by name, shape (k, *site shape), and log q, (k, *elements), float64.
@@ -133,12 +130,8 @@ class Sampler:
         if not enough or self.alone is not None or self.runtime.device.type != "cpu":
             return
 
-        def log_p(one: dict[str, Tensor]) -> Tensor:
-            found: Tensor = self.joint(one)["log_p"]
-            return found
-
         def run(*parts: Tensor) -> Tensor:
-            found: Tensor = torch.vmap(log_p)(dict(zip(names, parts, strict=True)))
+            found: Tensor = together(self.joint, dict(zip(names, parts, strict=True)))["log_p"]
             return found
 
         inputs = [values[name][:chunk].contiguous() for name in names]
@@ -146,7 +139,7 @@ class Sampler:
             compiled = CompiledFunction(run, inputs)
             expected = self.both({name: value[:chunk] for name, value in values.items()}, chunk)["log_p"]
             if torch.allclose(compiled(*inputs), expected, rtol=1e-4, atol=1e-3, equal_nan=True):
-                self._compiled = compiled
+                self._compiled, self.engine = compiled, "compiled"
 
     def log_q(self, proposal: Proposal, values: Mapping[str, Tensor], n: int) -> Tensor:
         """The log density of a proposal at `n` draws that need not be its own, shape (n, *elements), float64."""

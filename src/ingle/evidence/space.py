@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 from ingle.evidence.elements import Elements
 from ingle.evidence.proposal import Proposal
 from ingle.evidence.sampler import Sampler
+from ingle.program import together
 
 __all__ = ["Space", "Start"]
 
@@ -66,8 +67,8 @@ class Space:
         return found["start"], found["joint"]
 
     def traced(self, points: Tensor, start: Proposal | None) -> tuple[Tensor, Tensor]:
-        """The same by `torch.vmap` alone, which raises where it cannot, for a graph to be recorded from."""
-        found: dict[str, Tensor] = torch.vmap(self._of_one(start))(self._named(points))
+        """The same by `together` alone, which raises where it cannot, for a graph to be recorded from."""
+        found = together(self._of_one(start), self._named(points))
         return found["start"], found["joint"]
 
     def _of_one(self, start: Proposal | None) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:

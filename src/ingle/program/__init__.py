@@ -22,7 +22,7 @@ from ingle.program.sites import Plate, Site, is_data, read_sites
 from ingle.program.snapshot import Change, Snapshot
 from ingle.program.state import Values
 from ingle.program.typical import typical_value
-from ingle.program.vectorise import is_out_of_memory, repeat
+from ingle.program.vectorise import is_out_of_memory, repeat, together
 
 __all__ = [
     "GONE",
@@ -69,5 +69,6 @@ __all__ = [
     "score_sampled",
     "set_guide",
     "state_of_its_own",
+    "together",
     "typical_value",
 ]

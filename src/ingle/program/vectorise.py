@@ -18,7 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["is_out_of_memory", "repeat"]
+__all__ = ["is_out_of_memory", "repeat", "together"]
 
 _Tree = Mapping[str, Any]  # of tensors, or of names to tensors
 
@@ -65,6 +65,12 @@ def repeat(
     if alone is not None:
         alone(why)
     return _stacked([run(_at(place, inputs)) for place in range(times)])
+
+
+def together(run: Callable[[Any], Any], given: _Tree) -> Any:
+    """`run` at all elements of `given` at once, which draw no noise, or whatever error `torch.vmap` raises."""
+    with _FunctionalNoise():
+        return torch.vmap(run)(given)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
