@@ -128,7 +128,9 @@ def _bridge(sampler: Sampler, source: Proposal) -> tuple[Bridge, Space]:
     bridge = Bridge(lambda points: space.densities(points, start), max(1, int(budget(sampler.runtime.device) // most)))
     if sampler.runtime.device.type == "cpu" and sampler.alone is None:
         beta = torch.full(sampler.elements.shape, 0.5, dtype=torch.float64)
-        bridge.compile(lambda points: space.traced(points, start), space.points(*sampler.first(source, _PILOT)), beta)
+        points = space.points(*sampler.first(source, _PILOT))
+        if bridge.compile(lambda points: space.traced(points, start), points, beta):
+            sampler.engine = "compiled"
     return bridge, space
 
 
