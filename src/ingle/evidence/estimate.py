@@ -12,8 +12,8 @@ from torch import Tensor
 from ingle.errors import OptionError
 from ingle.evidence.elements import resolve_per
 from ingle.evidence.evidence import Evidence, from_summary
-from ingle.evidence.proposal import Proposal, from_guide, from_prior
-from ingle.evidence.refuse import refuse_shared, why_no_weights
+from ingle.evidence.proposal import Proposal, from_guide, from_prior, left_out
+from ingle.evidence.refuse import refuse_shared, why_no_evidence, why_no_weights
 from ingle.evidence.sampler import Chunk, Sampler, resolve_chunk
 from ingle.evidence.stream import Stream
 from ingle.evidence.survey import Survey
@@ -45,7 +45,7 @@ def estimate(
     Args:
         guided: whether its guide is more than the prior.
     """
-    n = positive_integer("num_samples", num_samples)
+    asked = positive_integer("num_samples", num_samples)
     if proposal not in get_args(ProposalName):
         names = ", ".join(map(repr, get_args(ProposalName)))
         raise OptionError(f"proposal must be one of {names}, got {proposal!r}")
@@ -54,9 +54,9 @@ def estimate(
     began = time.perf_counter()
     with torch.no_grad(), program.at_rest():
         fixed = resolve_given(given, program, runtime)
-        elements = resolve_per(per, program, fixed)
-        if proposal == "guide" or (proposal == "ais" and guided):
-            _refuse_weightless(program)
+        from_it = proposal == "guide" or (proposal == "ais" and guided)
+        _refuse_weightless(program, guided=from_it)
+        elements = resolve_per(per, program, left_out(program, fixed) if from_it else fixed, guided=from_it)
         sampler = Sampler(program, runtime, elements, fixed, largest)
         survey = Survey(sampler)
         sources: list[Proposal] = []
@@ -65,7 +65,8 @@ def estimate(
             sources.append(from_guide(program, elements, fixed, survey.masks))
         if proposal == "prior" or share > 0:
             sources.append(from_prior(program, elements, fixed))
-        counts = [n] if len(sources) == 1 else [n - max(1, round(share * n)), max(1, round(share * n))]
+        n = asked if sources[0].latents else 1  # nothing to draw, so one run tells all
+        counts = [n] if len(sources) == 1 or n == 1 else [n - max(1, round(share * n)), max(1, round(share * n))]
         rest = refuse_shared(sampler, sources[0])
         name = " and ".join(
             source.name if len(sources) == 1 else f"{count / n:.0%} {source.name}"
@@ -80,7 +81,7 @@ def estimate(
         notes.append(f"draws went through the program one by one, which is slow: {sampler.alone}")
     return from_summary(
         summary,
-        num_samples=n,
+        num_samples=asked,
         per=per,
         rest=rest,
         exact=not sources[0].latents,
@@ -113,12 +114,17 @@ def resolve_given(given: Mapping[str, Any] | None, program: Program, runtime: Ru
         if name not in latents or name in program.enumerated:
             there = ", ".join(repr(other) for other in latents if other not in program.enumerated) or "none"
             raise OptionError(f"given names {name!r}, which is no latent that is drawn; there are {there}")
-        tensor = torch.as_tensor(value, device=runtime.device)
+        try:
+            tensor = torch.as_tensor(value, device=runtime.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(f"given[{name!r}] must be a number, an array or a tensor, got {value!r}") from error
         tensor = tensor.to(runtime.dtype) if tensor.is_floating_point() or not latents[name].discrete else tensor
         if tuple(tensor.shape) != latents[name].value_shape:
             raise OptionError(
-                f"given[{name!r}] has shape {tuple(tensor.shape)}, and the latent {latents[name].value_shape}"
+                f"given[{name!r}] has shape {tuple(tensor.shape)}, but latent {name!r} has {latents[name].value_shape}"
             )
+        if tensor.isnan().any():
+            raise OptionError(f"given[{name!r}] holds NaN")
         found[name] = tensor.detach()
     return found
 
@@ -131,8 +137,11 @@ def _share(defensive: object, proposal: str) -> float:
     return float(defensive)
 
 
-def _refuse_weightless(program: Program) -> None:
-    why = why_no_weights(program)
+def _refuse_weightless(program: Program, *, guided: bool) -> None:
+    why = why_no_evidence(program)
+    if why is not None:
+        raise OptionError(why)
+    why = why_no_weights(program) if guided else None
     if why is not None:
         raise OptionError(f"the guide's draws have no importance weights: {why}")
 

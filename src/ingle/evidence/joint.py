@@ -53,13 +53,14 @@ class Joint:
         """
         values = {**values, **self.given}
         log_p = torch.zeros(self.elements.shape, dtype=torch.float64)
+        outside = torch.zeros(self.elements.shape, dtype=torch.bool)
         rest = torch.zeros((), dtype=torch.float64)
         if self.program.enumerated:
             whole = self.program.summed(values)
             nodes = whole.others
             for frames, term in whole.terms():
                 if self.elements.has(frames):
-                    log_p = log_p + self.elements.summed(term)
+                    log_p = log_p + self.elements.summed(term, frames)
                 else:
                     rest = rest + term.sum(dtype=torch.float64)
         else:
@@ -71,10 +72,14 @@ class Joint:
             if is_identically_zero(term):
                 continue
             if self.elements.has(node["cond_indep_stack"]):
-                log_p = log_p + self.elements.summed(term)
+                own = self.elements.summed(term, node["cond_indep_stack"])
+                log_p = log_p + own
+                if not node["is_observed"]:
+                    outside = outside | (own == -torch.inf)
             else:
                 rest = rest + term.sum(dtype=torch.float64)
-        return {"log_p": log_p, "rest": rest}
+        # Where the prior has no density, whatever else the model says there, NaN often, counts for nothing.
+        return {"log_p": log_p.masked_fill(outside, -torch.inf), "rest": rest}
 
 
 def samples(trace: Any) -> list[Any]:

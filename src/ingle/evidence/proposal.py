@@ -16,9 +16,11 @@ from torch.distributions import biject_to
 from ingle.errors import OptionError
 from ingle.evidence.elements import Elements
 from ingle.evidence.joint import log_prob, samples, supported
-from ingle.program import Given, Program
+from ingle.program import Given, Program, family, reached
 
-__all__ = ["Proposal", "from_guide", "from_prior", "prior_alone"]
+__all__ = ["IMPROPER", "Proposal", "from_guide", "from_prior", "left_out", "prior_alone"]
+
+IMPROPER = ("ImproperUniform", "Unit", "Flat", "HalfFlat")  # distributions without draws
 
 _OF_ITS_OWN = "_unconstrained"  # what AutoNormal calls the draw behind a latent
 
@@ -31,7 +33,8 @@ class Proposal:
         run: one run of it, as a Pyro trace.
         latents: names of those that it draws.
         elements: each with a density of its own.
-        given: latents held at a value, whose own density is not counted.
+        given: latents held at a value.
+        left_out: sites whose density is not counted: those latents, and what the guide computes them from.
         masks: what hides elements of a latent in the model, by name: there it has no density in the model, and so none
             here.
         behind: from values of the latents to values of the sites that they are computed from.
@@ -45,6 +48,7 @@ class Proposal:
         latents: Collection[str],
         elements: Elements,
         given: Mapping[str, Tensor],
+        left_out: Collection[str],
         masks: Mapping[str, Tensor],
         behind: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     ) -> None:
@@ -53,6 +57,7 @@ class Proposal:
         self._run = run
         self._elements = elements
         self._given = given
+        self._left_out = frozenset(left_out)
         self._masks = masks
         self._behind = behind
 
@@ -76,19 +81,23 @@ class Proposal:
     def _density(self, nodes: Iterable[Any]) -> Tensor:
         total = torch.zeros(self._elements.shape, dtype=torch.float64)
         for node in nodes:
-            latent = node["name"].removesuffix(_OF_ITS_OWN)
-            if latent in self._given or node["name"] in self._given:
+            if node["name"] in self._left_out:
                 continue
+            latent = node["name"].removesuffix(_OF_ITS_OWN)
             term = log_prob(node, mask=self._masks.get(latent, self._masks.get(node["name"])))
             if not is_identically_zero(term):
-                total = total + self._elements.summed(supported(node, term))
+                total = total + self._elements.summed(supported(node, term), node["cond_indep_stack"])
         return total
 
 
 def from_guide(
     program: Program, elements: Elements, given: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> Proposal:
-    """The guide of a program, all that it draws."""
+    """The guide of a program, all that it draws.
+
+    Raises:
+        OptionError: a guide that computes a given latent and another from one draw.
+    """
     latents = [site.name for site in program.latents if site.name not in {*program.enumerated, *given}]
     return Proposal(
         "the guide",
@@ -96,6 +105,7 @@ def from_guide(
         latents=latents,
         elements=elements,
         given=given,
+        left_out=left_out(program, given),
         masks=masks,
         behind=lambda values: _behind(program, values),
     )
@@ -108,15 +118,9 @@ def from_prior(program: Program, elements: Elements, given: Mapping[str, Tensor]
         OptionError: a prior that cannot be drawn.
     """
     latents = [site.name for site in program.latents if site.name not in {*program.enumerated, *given}]
-    improper = [
-        site.name
-        for site in program.latents
-        if site.name in latents and site.distribution in ("ImproperUniform", "Unit", "Flat", "HalfFlat")
-    ]
+    improper = [site.name for site in program.latents if site.name in latents and site.distribution in IMPROPER]
     if improper:
-        raise OptionError(
-            f"the prior of {', '.join(map(repr, improper))} is improper, so there is nothing to draw from"
-        )
+        raise _nothing_to_draw(improper)
 
     def run() -> Any:
         trace: Any = poutine.trace(program.model).get_trace(*program.data.args, **program.data.kwargs)
@@ -125,7 +129,45 @@ def from_prior(program: Program, elements: Elements, given: Mapping[str, Tensor]
         return trace
 
     return Proposal(
-        "the prior", run, latents=latents, elements=elements, given=given, masks={}, behind=lambda values: values
+        "the prior",
+        run,
+        latents=latents,
+        elements=elements,
+        given=given,
+        left_out=given,
+        masks={},
+        behind=lambda values: values,
+    )
+
+
+def left_out(program: Program, given: Collection[str]) -> frozenset[str]:
+    """Sites of the guide whose density is not counted where these latents are given: they, and what lies behind.
+
+    Raises:
+        OptionError: a draw of the guide lies behind a given latent and behind another.
+    """
+    auxiliary = [site.name for site in program.guide_sites if site.kind == "auxiliary"] if given else []
+    if not auxiliary:
+        return frozenset(given)
+    with program.explained("guide"), reached(auxiliary) as origin:
+        nodes = program.trace_guide().nodes
+        behind = {site.name: origin(nodes[site.name]["fn"]) for site in program.latents if site.name in nodes}
+    held = frozenset().union(*(behind.get(name, frozenset()) for name in given))
+    others = {latent: held & names for latent, names in behind.items() if latent not in given and held & names}
+    if others:
+        latent, names = next(iter(others.items()))
+        raise OptionError(
+            f"given: the guide computes {', '.join(map(repr, given))} and {latent!r} from one draw, "
+            f"{', '.join(map(repr, sorted(names)))}, so what it says of {latent!r} alone is not known. Use a guide "
+            "that draws each latent by itself, such as 'normal', or proposal='prior'"
+        )
+    return held.union(given)
+
+
+def _nothing_to_draw(latents: Collection[str]) -> OptionError:
+    return OptionError(
+        f"the prior of {', '.join(map(repr, latents))} is improper: it has no density that sums to one, so the prior "
+        "cannot be drawn from"
     )
 
 
@@ -135,6 +177,8 @@ def prior_alone(model: Callable[..., Any]) -> Callable[..., Any]:
     def hidden(msg: Any) -> bool:
         if msg["type"] != "sample" or site_is_subsample(msg):
             return False
+        if not msg["is_observed"] and family(msg["fn"]) in IMPROPER:
+            raise _nothing_to_draw([msg["name"]])
         return bool(msg["is_observed"] or getattr(msg["fn"], "has_enumerate_support", False))
 
     def prior(*args: Any, **kwargs: Any) -> None:

@@ -66,6 +66,7 @@ class Sampler:
         self.joint = Joint(program, elements, given)
         self.alone: str | None = None
         self._chunk = chunk
+        self._most: dict[str, int] = {}  # draws that fit in memory together, by what is done with them
 
     def blocks(self, proposal: Proposal, n: int, *, stream: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """`n` draws, block by block: values by name, shape (k, *site shape), and log q, (k, *elements), float64.
@@ -77,10 +78,10 @@ class Sampler:
         """
         size = self._block(proposal)
         for block, start in enumerate(range(0, n, size)):
-            self.runtime.reseed(int(np.random.SeedSequence([self.runtime.seed, stream, block]).generate_state(1)[0]))
+            seed = int(np.random.SeedSequence([self.runtime.seed, stream, block]).generate_state(1)[0])
             count = min(size, n - start)
             with self.program.explained("guide"):
-                drawn = self.each(lambda _: proposal.draw(), count, chunk=count)
+                drawn = self.each("draw", lambda _: proposal.draw(), count, chunk=count, seed=seed)
             yield drawn.get("values", {}), drawn["log_q"]
 
     def log_p(self, values: Mapping[str, Tensor], n: int) -> Tensor:
@@ -92,25 +93,45 @@ class Sampler:
         if self._chunk is None:
             self._chunk = self._found(values)
         with self.program.explained("model"):
-            return self.each(self.joint, n, given=values, chunk=self._chunk)
+            return self.each("joint", self.joint, n, given=values, chunk=self._chunk)
 
     def log_q(self, proposal: Proposal, values: Mapping[str, Tensor], n: int) -> Tensor:
         """The log density of a proposal at `n` draws that need not be its own, shape (n, *elements), float64."""
         with self.program.explained("guide"):
-            found = self.each(lambda one: {"log_q": proposal.density(one)}, n, given=values, chunk=self._chunk or n)
+            found = self.each(
+                "density", lambda one: {"log_q": proposal.density(one)}, n, given=values, chunk=self._chunk or n
+            )
         return found["log_q"]  # type: ignore[no-any-return]
 
     def each(
-        self, run: Callable[[Any], Mapping[str, Any]], n: int, *, chunk: int, given: Mapping[str, Tensor] | None = None
+        self,
+        what: str,
+        run: Callable[[Any], Mapping[str, Any]],
+        n: int,
+        *,
+        chunk: int,
+        given: Mapping[str, Tensor] | None = None,
+        seed: int | None = None,
     ) -> Any:
         """`run` for `n` draws; where memory runs out, in smaller chunks from then on.
+
+        Args:
+            what: is done, by a name under which the smaller chunk is kept.
+            run: from one draw to tensors by name.
+            n: how many draws.
+            chunk: how many of them together.
+            given: the draws, first axis `n`.
+            seed: of the random numbers of each attempt; None leaves them as they are.
 
         Raises:
             OptionError: a single draw is too large for the memory.
         """
         while True:
+            chunk = max(1, min(chunk, n, self._most.get(what, n)))
+            if seed is not None:
+                self.runtime.reseed(seed)
             try:
-                return repeat(run, n, chunk=max(1, min(chunk, n)), given=given, alone=self._note)
+                return repeat(run, n, chunk=chunk, given=given, alone=self._note)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -120,14 +141,12 @@ class Sampler:
                             "\n"
                         )[0]
                     ) from error
-            chunk = chunk // 2
-            if self._chunk is not None:
-                self._chunk = min(self._chunk, chunk)
+            self._most[what] = chunk // 2
             if self.runtime.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _note(self, why: str) -> None:
-        self.alone = self.alone or why
+        self.alone = self.alone or why.split(". ")[0]
 
     def _block(self, proposal: Proposal) -> int:
         shapes = {site.name: site.value_shape for site in self.program.latents}

@@ -18,6 +18,7 @@ __all__ = ["Stream", "Summary"]
 Array = NDArray[np.float64]
 
 _FEWEST = 100  # draws below which a tail says nothing
+_EVEN = 1e-8  # variance of log weights below which it is that of the weights, relative to their mean, to one in 10^4
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,13 @@ class Stream:
     ) -> Summary:
         n = self.num_samples
         mean = sums[:, 0].sum(0) / n
+        # Where all weights are nearly the same, their differences are lost in the sum of squares; their logs' are not.
+        even = sums[:, 3].sum(0) / n - (sums[:, 2].sum(0) / n) ** 2 < _EVEN
         variance = np.zeros_like(mean)
-        for count, (w, w2, *_) in zip(self._count, sums, strict=True):
+        for count, (w, w2, l1, l2, _) in zip(self._count, sums, strict=True):
             if count > 1:  # of the source's mean, times the square of its share
-                inside = np.maximum(w2 / count - (w / count) ** 2, 0.0) * count / (count - 1)
-                variance += inside * count / n**2
+                inside = np.where(even, (l2 / count - (l1 / count) ** 2) * mean**2, w2 / count - (w / count) ** 2)
+                variance += np.maximum(inside, 0.0) * count / (count - 1) * count / n**2
         log_z = np.where(infinite > 0, np.inf, top + np.log(mean))
         se = np.sqrt(variance) / mean if n > 1 else np.full_like(mean, math.nan)
         ess = sums[:, 0].sum(0) ** 2 / sums[:, 1].sum(0)
@@ -140,7 +143,7 @@ class Stream:
         gone = np.where(bare > 0, math.nan, 1.0)
         return Summary(
             log_z=np.where(mean == 0, np.where(infinite > 0, np.inf, -np.inf), log_z),
-            se=np.where(mean == 0, math.nan, se),
+            se=np.where((mean == 0) | (infinite > 0), math.nan, se),
             ess=np.where(mean == 0, 0.0, ess),
             khat=khat,
             elbo=elbo,

@@ -7,12 +7,11 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from ingle.evidence.joint import mask_of, samples, uncounted
+from ingle.evidence.proposal import IMPROPER
 from ingle.evidence.sampler import Sampler
 from ingle.program import Given, is_data, typical_value
 
 __all__ = ["Survey"]
-
-_IMPROPER = ("ImproperUniform", "Flat", "HalfFlat")
 
 
 class Survey:
@@ -37,7 +36,7 @@ class Survey:
                 self.masks[node["name"]] = mask
             if is_data(node):
                 self.data[node["name"]] = _told(node["value"], mask)
-        improper = [site.name for site in program.latents if site.distribution in _IMPROPER]
+        improper = [site.name for site in program.latents if site.distribution in IMPROPER]
         if improper:
             self.notes.append(
                 f"the prior of {', '.join(improper)} is improper, so log Z is known up to a constant only and says "
