@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ingle.errors import OptionError
-from ingle.program import Program
+from ingle.program import Program, Site
 
 __all__ = ["Elements", "resolve_per"]
 
@@ -51,14 +51,16 @@ class Elements:
         return value.sum(others, dtype=torch.float64) if others else value.to(torch.float64)
 
 
-def resolve_per(per: str | None, program: Program, left_out: Collection[str], *, guided: bool = True) -> Elements:
+def resolve_per(
+    per: str | None, program: Program, left_out: Collection[str], drawn_by_guide: Collection[Site] = ()
+) -> Elements:
     """The elements that `per` asks for.
 
     Args:
         per: the name of their plate.
         program: with all rows of every plate.
         left_out: latents that are given, and sites of the guide that do not count with them.
-        guided: whether the guide is drawn from.
+        drawn_by_guide: the sites of the guide, where it is drawn from.
 
     Raises:
         OptionError: a plate that is not there or is looped over, or latents that its elements share.
@@ -79,9 +81,8 @@ def resolve_per(per: str | None, program: Program, left_out: Collection[str], *,
     ]
     drawn = [
         site.name
-        for site in program.guide_sites
-        if guided
-        and site.kind in ("latent", "auxiliary")
+        for site in drawn_by_guide
+        if site.kind in ("latent", "auxiliary")
         and site.name not in left_out
         and all(plate.name != per for plate in site.plates)
     ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ingle.errors import OptionError
 from ingle.evidence.elements import resolve_per
 from ingle.evidence.evidence import Evidence, from_summary
-from ingle.evidence.proposal import Proposal, from_guide, from_prior, left_out
+from ingle.evidence.proposal import Proposal, drawn_by_guide, from_guide, from_prior, left_out
 from ingle.evidence.refuse import refuse_shared, why_no_evidence, why_no_weights
 from ingle.evidence.sampler import Chunk, Sampler, resolve_chunk
 from ingle.evidence.stream import Stream
@@ -56,7 +56,11 @@ def estimate(
         fixed = resolve_given(given, program, runtime)
         from_it = proposal == "guide" or (proposal == "ais" and guided)
         _refuse_weightless(program, guided=from_it)
-        elements = resolve_per(per, program, left_out(program, fixed) if from_it else fixed, guided=from_it)
+        elements = (
+            resolve_per(per, program, left_out(program, fixed), drawn_by_guide(program))
+            if from_it
+            else resolve_per(per, program, fixed)
+        )
         sampler = Sampler(program, runtime, elements, fixed, largest)
         survey = Survey(sampler)
         sources: list[Proposal] = []
@@ -66,7 +70,8 @@ def estimate(
         if proposal == "prior" or share > 0:
             sources.append(from_prior(program, elements, fixed))
         n = asked if sources[0].latents else 1  # nothing to draw, so one run tells all
-        counts = [n] if len(sources) == 1 or n == 1 else [n - max(1, round(share * n)), max(1, round(share * n))]
+        second = min(n, max(2, round(share * n)))  # two at least, since one has no error
+        counts = [n] if len(sources) == 1 else [n - second, second]
         rest = refuse_shared(sampler, sources[0])
         name = " and ".join(
             source.name if len(sources) == 1 else f"{count / n:.0%} {source.name}"
@@ -111,9 +116,11 @@ def resolve_given(given: Mapping[str, Any] | None, program: Program, runtime: Ru
     latents = {site.name: site for site in program.latents}
     found = {}
     for name, value in given.items():
-        if name not in latents or name in program.enumerated:
+        if name in program.enumerated:
+            raise OptionError(f"given names {name!r}, which is summed out and so cannot be held at a value")
+        if name not in latents:
             there = ", ".join(repr(other) for other in latents if other not in program.enumerated) or "none"
-            raise OptionError(f"given names {name!r}, which is no latent that is drawn; there are {there}")
+            raise OptionError(f"given names {name!r}, which is no latent of the model; there are {there}")
         try:
             tensor = torch.as_tensor(value, device=runtime.device)
         except (TypeError, ValueError, RuntimeError) as error:

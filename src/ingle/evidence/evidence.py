@@ -107,6 +107,10 @@ class Evidence:
     seed: int
     data: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
 
+    @property
+    def _has_error(self) -> bool:
+        return math.isfinite(self.log_z) and math.isfinite(self.se)
+
     def __repr__(self) -> str:
         exact = self.verdict == "exact"
         rows = "" if self.pointwise is None else f", summed over {len(self.pointwise.log_z):,} elements of {self.per!r}"
@@ -114,18 +118,21 @@ class Evidence:
         told = " nats, exactly" if exact else f" ± {self.se:.2g} nats (standard error)"
         lines = [
             f"Evidence of {self.model}",
-            f"  log Z       {value}{' nats' if math.isnan(self.se) else told}{rows}",
+            f"  log Z       {value}{told if exact or self._has_error else ' nats'}{rows}",
         ]
         if not exact:
             of = f" (k-hat asks for {_count(self.needed)})" if self.needed > self.num_samples else ""
             worst = "" if self.pointwise is None else ", at the worst element"
-            tail = "not given" if math.isnan(self.khat) else f"{self.khat:.2f}, trusted below {self.khat_threshold:.2f}"
+            tail = f"{self.khat:.2f}, trusted below {self.khat_threshold:.2f}"
+            if math.isnan(self.khat):
+                even = self.num_samples >= _FEWEST and self.verdict in ("reliable", "costly")
+                tail = "not given" + (": the largest weights are all equal, so they have no tail" if even else "")
             lines += [
                 f"  draws       {self.num_samples:,} from {self.proposal}{of}",
                 f"  ESS         {self.ess:,.0f}{worst}",
                 f"  k-hat       {tail}{worst if not math.isnan(self.khat) else ''}",
             ]
-            if math.isfinite(self.bias):
+            if self._has_error:
                 lines[1] += f", bias {self.bias:.1g}"
         for name, (log_z, se) in self.starts.items():
             lines.append(f"  from        {name}: {log_z:,.{_digits(se)}f} ± {se:.2g}")

@@ -16,9 +16,9 @@ from torch.distributions import biject_to
 from ingle.errors import OptionError
 from ingle.evidence.elements import Elements
 from ingle.evidence.joint import log_prob, samples, supported
-from ingle.program import Given, Program, family, reached
+from ingle.program import Given, Program, Site, family, reached, read_sites
 
-__all__ = ["IMPROPER", "Proposal", "from_guide", "from_prior", "left_out", "prior_alone"]
+__all__ = ["IMPROPER", "Proposal", "drawn_by_guide", "from_guide", "from_prior", "left_out", "prior_alone"]
 
 IMPROPER = ("ImproperUniform", "Unit", "Flat", "HalfFlat")  # distributions without draws
 
@@ -99,6 +99,7 @@ def from_guide(
         OptionError: a guide that computes a given latent and another from one draw.
     """
     latents = [site.name for site in program.latents if site.name not in {*program.enumerated, *given}]
+    auxiliary = [site.name for site in drawn_by_guide(program) if site.kind == "auxiliary"]
     return Proposal(
         "the guide",
         program.trace_guide,
@@ -107,7 +108,7 @@ def from_guide(
         given=given,
         left_out=left_out(program, given),
         masks=masks,
-        behind=lambda values: _behind(program, values),
+        behind=lambda values: _behind(program, values, auxiliary),
     )
 
 
@@ -140,13 +141,19 @@ def from_prior(program: Program, elements: Elements, given: Mapping[str, Tensor]
     )
 
 
+def drawn_by_guide(program: Program) -> tuple[Site, ...]:
+    """The sites of the guide as it is now: Laplace's is another one than was trained."""
+    with program.explained("guide"):
+        return read_sites(program.trace_guide())
+
+
 def left_out(program: Program, given: Collection[str]) -> frozenset[str]:
     """Sites of the guide whose density is not counted where these latents are given: they, and what lies behind.
 
     Raises:
         OptionError: a draw of the guide lies behind a given latent and behind another.
     """
-    auxiliary = [site.name for site in program.guide_sites if site.kind == "auxiliary"] if given else []
+    auxiliary = [site.name for site in drawn_by_guide(program) if site.kind == "auxiliary"] if given else []
     if not auxiliary:
         return frozenset(given)
     with program.explained("guide"), reached(auxiliary) as origin:
@@ -188,17 +195,17 @@ def prior_alone(model: Callable[..., Any]) -> Callable[..., Any]:
     return prior
 
 
-def _behind(program: Program, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _behind(program: Program, values: Mapping[str, Tensor], auxiliary: Collection[str]) -> dict[str, Tensor]:
     """What a guide has to draw for its latents to have these values."""
-    auxiliary = [site.name for site in program.guide_sites if site.kind == "auxiliary"]
     if not auxiliary:
         return dict(values)
     found = _of_automatic(poutine.unwrap(program.guide), values, auxiliary)
     if found is None:
+        drawn = ", ".join(map(repr, list(auxiliary)[:3]))
         raise OptionError(
-            f"the density of guide {program.recipe.description} is not known at values that it did not draw, since it "
-            f"computes its latents from {', '.join(map(repr, auxiliary[:3]))}. A guide with a pyro.sample statement "
-            "for each latent will do, and so will 'normal', 'multivariate_normal', 'low_rank' and 'flow'"
+            f"defensive: the density of guide {program.recipe.description} is not known at draws of the prior, since "
+            f"it computes its latents from {drawn}. Leave defensive out, or use a guide with a pyro.sample statement "
+            "for each latent, or 'normal', 'multivariate_normal', 'low_rank' or 'flow'"
         )
     return found
 

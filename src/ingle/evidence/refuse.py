@@ -94,10 +94,11 @@ def refuse_shared(sampler: Sampler, proposal: Proposal) -> float:
     ranks = {site.name: len(site.event_shape) for site in sampler.program.latents}
     place = torch.arange(elements.size, device=sampler.runtime.device)
     other = torch.stack([(place >> digit) % 2 == 1 for digit in range(max(1, (elements.size - 1).bit_length()))])
-    mixed = {
-        name: torch.where(other.reshape([*other.shape] + [1] * (ranks[name] - dims[name] - 1)), value[1], value[0])
-        for name, value in values.items()
-    }
+    mixed = {}
+    for name, value in values.items():
+        right = ranks[name] - dims[name] - 1
+        left = value.dim() - 2 - right
+        mixed[name] = torch.where(other.reshape([len(other), *[1] * left, -1, *[1] * right]), value[1], value[0])
     expected = torch.where(other, found["log_p"][1], found["log_p"][0])
     told = sampler.log_p(mixed, len(other))
     apart = torch.isclose(told, expected, rtol=1e-4, atol=1e-4, equal_nan=True).all(0)

@@ -130,8 +130,10 @@ class Stream:
             if count > 1:  # of the source's mean, times the square of its share
                 inside = np.where(even, (l2 / count - (l1 / count) ** 2) * mean**2, w2 / count - (w / count) ** 2)
                 variance += np.maximum(inside, 0.0) * count / (count - 1) * count / n**2
+            elif count == 1:
+                variance += math.nan
         log_z = np.where(infinite > 0, np.inf, top + np.log(mean))
-        se = np.sqrt(variance) / mean if n > 1 else np.full_like(mean, math.nan)
+        se = np.sqrt(variance) / mean
         ess = sums[:, 0].sum(0) ** 2 / sums[:, 1].sum(0)
         w, w2, l1, l2, wl = sums.sum(0)
         bare = zero + nan + infinite
