@@ -22,7 +22,7 @@ __all__ = ["Chunk", "Sampler", "resolve_chunk"]
 
 Chunk = int | Literal["auto"]
 
-_AT_ONCE = 2**22  # numbers of latents that are drawn together
+_AT_ONCE = 2**20  # numbers of latents that are drawn together
 _MOST = 2**16  # draws that are drawn together
 
 

@@ -18,6 +18,7 @@ __all__ = ["Stream", "Summary"]
 Array = NDArray[np.float64]
 
 _FEWEST = 100  # draws below which a tail says nothing
+_AT_ONCE = 2**18  # weights that are summed together
 _EVEN = 1e-8  # variance of log weights below which it is that of the weights, relative to their mean, to one in 10^4
 
 
@@ -72,10 +73,16 @@ class Stream:
         self._shift: Tensor | None = None
         self._odd = torch.zeros((3, *shape), dtype=torch.int64, device=device)
         self._tail = torch.empty((0, *shape), **double)  # type: ignore[call-overload]
+        self._recent: list[Tensor] = []  # that the tail lacks still
         self._kept = tail_length(num_samples) + 1
 
     def add(self, log_weights: Tensor, source: int = 0) -> None:
         """Count draws of one source, log weights of shape (n, *shape)."""
+        most = max(1, _AT_ONCE // max(1, self._top.numel()))
+        for part in log_weights.split(most):
+            self._add(part, source)
+
+    def _add(self, log_weights: Tensor, source: int) -> None:
         weights = log_weights.to(torch.float64)
         nan, infinite = weights.isnan(), weights == torch.inf
         self._odd += torch.stack([(weights == -torch.inf).sum(0), nan.sum(0), infinite.sum(0)])
@@ -101,11 +108,23 @@ class Stream:
                 (relative * level.masked_fill(weights == -torch.inf, 0.0)).sum(0),
             ]
         )
-        both = torch.cat([self._tail, weights])
-        self._tail = both.topk(min(self._kept, len(both)), dim=0).values
+        self._recent.append(weights)
+        if sum(map(len, self._recent)) >= self._kept:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Bring the largest weights up to date."""
+        both = torch.cat([self._tail, *self._recent])
+        self._recent = []
+        if len(both) > self._kept:
+            columns = both.reshape(len(both), -1).split(max(1, _AT_ONCE // len(both)), dim=1)
+            largest = [part.topk(self._kept, dim=0).values for part in columns]
+            both = torch.cat(largest, 1).reshape(self._kept, *self._top.shape)
+        self._tail = both
 
     def summary(self) -> Summary:
         """All of it, in one trip to the host."""
+        self._merge()
         shift = torch.zeros_like(self._top) if self._shift is None else self._shift
         khat = khat_of(self._tail) if self.num_samples >= _FEWEST else torch.full_like(self._top, torch.nan)
         if self.num_samples >= _FEWEST:
