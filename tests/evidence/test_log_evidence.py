@@ -21,7 +21,9 @@ from evidence.known import (
     mixture,
     regression,
 )
+from pyro import poutine
 from pyro.infer import autoguide
+from support import global_state
 from torch import Tensor
 
 import ingle
@@ -285,6 +287,65 @@ def test_prior_of_a_latent_that_depends_on_one_that_is_summed_out(options: Any, 
     assert_each_near(ingle.log_evidence(model, guide, y, per="row", **options, **where), each)
 
 
+@pytest.mark.parametrize("options", [{}, {"defensive": 0.2}, {"proposal": "prior"}], ids=str)
+def test_rows_that_a_mask_hides_have_no_evidence(options: Any, where: dict[str, Any]) -> None:
+    """As of padding: what the guide draws there does not count, and its element is zero without an error."""
+    seen = torch.tensor([True, True, False, True])
+
+    def model(y: Tensor, seen: Tensor) -> None:
+        with pyro.plate("row", len(y)), poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y: Tensor, seen: Tensor) -> None:
+        with pyro.plate("row", len(y)):
+            pyro.sample("z", dist.Normal(0.4 * y, 0.9))
+
+    found = ingle.log_evidence(model, guide, {"y": Y[0], "seen": seen}, per="row", **options, **where)
+    each = found.pointwise
+    assert each is not None
+    assert each.log_z[2] == pytest.approx(0.0, abs=1e-12)
+    assert each.se[2] < 1e-12
+    shown = np.asarray(seen)
+    assert np.abs((each.log_z - marginal(Y[0]))[shown] / each.se[shown]).max() < 4.5
+    assert found.verdict == "reliable"
+
+
+def test_rows_partly_observed_by_obs_mask_under_a_guide_by_name() -> None:
+    """What is missing is a latent of the guide's, and the element has the evidence of nothing: zero."""
+    seen = torch.tensor([True, True, False, True])
+
+    def model(y: Tensor, seen: Tensor) -> None:
+        with pyro.plate("row", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 2.0), obs=y, obs_mask=seen)
+
+    data = {"y": torch.where(seen, Y[0], 50.0), "seen": seen}
+    found = ingle.fit(model, "normal", data, steps=800, optim=ADAM, dtype=F64).log_evidence(per="row")
+    expected = np.where(seen, marginal(Y[0], sd=math.sqrt(5.0)), 0.0)
+    assert_each_near(found, expected)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_prior_that_torch_draws_wrongly_is_noted(size: int) -> None:
+    """In three dimensions at 1.5 each correlation is a Beta(2, 2) on (-1, 1), with variance 1/5; 6 standard errors."""
+
+    def model() -> None:
+        pyro.sample("factor", dist.LKJCholesky(size, 1.5))
+
+    def guide() -> None:
+        pyro.sample("factor", dist.LKJCholesky(size, 2.0))
+
+    for defensive in (0.0, 0.1):
+        notes = ingle.log_evidence(model, guide, (), num_samples=100, defensive=defensive).notes
+        told = any("do not follow its density from three dimensions on" in note for note in notes)
+        assert told == (size == 3 and defensive > 0)
+    if size == 3:
+        factor = dist.LKJCholesky(3, torch.tensor(1.5)).sample((50_000,))
+        square = (factor @ factor.mT)[:, 2, 0] ** 2
+        assert abs(float(square.mean()) - 0.2) > 6 * float(square.std()) / 50_000**0.5  # else torch is mended
+
+
 def rows_alone(y: Tensor) -> None:
     with pyro.plate("row", len(y)) as i:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -360,7 +421,7 @@ def test_scale_of_minibatches_does_not_count_and_that_of_the_user_is_of_its_data
 
     def model(y: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        with pyro.plate("row", len(y)), pyro.poutine.scale(scale=0.5):
+        with pyro.plate("row", len(y)), poutine.scale(scale=0.5):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     def guide(y: Tensor) -> None:
@@ -532,7 +593,7 @@ def test_modules_and_the_users_tensors_are_left_alone(dtype: torch.dtype | None,
     modes = [part.training for part in network.modules()]
     before = {name: value.clone() for name, value in network.state_dict().items()}
     y = Y.flatten().float().to(device)
-    kept, state = y.clone(), torch.get_rng_state()
+    kept, state = y.clone(), global_state()
     found = ingle.log_evidence(network.model, network.guide, y, per="row", num_samples=200, dtype=dtype)
     assert found.dtype == (dtype or torch.float32)
     assert [part.training for part in network.modules()] == modes
@@ -541,8 +602,7 @@ def test_modules_and_the_users_tensors_are_left_alone(dtype: torch.dtype | None,
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
     assert torch.equal(y, kept)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not list(pyro.get_param_store())
+    assert global_state() == state
 
 
 def test_estimate_is_one_trip_through_all_draws(where: dict[str, Any]) -> None:

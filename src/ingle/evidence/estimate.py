@@ -12,7 +12,7 @@ from torch import Tensor
 from ingle.errors import OptionError
 from ingle.evidence.elements import resolve_per
 from ingle.evidence.evidence import Evidence, from_summary
-from ingle.evidence.proposal import Proposal, drawn_by_guide, from_guide, from_prior, left_out
+from ingle.evidence.proposal import Proposal, drawn_by_guide, drawn_wrongly, from_guide, from_prior, left_out
 from ingle.evidence.refuse import refuse_shared, why_no_evidence, why_no_weights
 from ingle.evidence.sampler import Chunk, Sampler, resolve_chunk
 from ingle.evidence.stream import Stream
@@ -82,6 +82,8 @@ def estimate(
             _weigh(stream, sampler, sources, counts, place, count)
         summary = stream.summary()
     notes = [*survey.notes]
+    if any(source.name == "the prior" for source in sources):
+        notes += drawn_wrongly(program, sources[-1].latents)
     if sampler.alone is not None:
         notes.append(f"draws went through the program one by one, which is slow: {sampler.alone}")
     return from_summary(
