@@ -281,6 +281,8 @@ def _doubts(
     cure = "fit a guide of a wider family or with heavier tails, try defensive=0.1, or use proposal='ais'"
     if proposal == "the prior":
         cure = "use a fitted guide as the proposal, or proposal='ais'"
+    elif "prior" in proposal:
+        cure = "fit a guide that covers more of the posterior, another mode perhaps, or use proposal='ais'"
     if heavy.any():
         more = f"take num_samples={_count(needed)}, or " if num_samples < needed <= 100 * num_samples else ""
         return (
