@@ -353,20 +353,19 @@ def rows_alone(y: Tensor) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": {"row": 3}}], ids=["all rows", "minibatches"])
-@pytest.mark.parametrize("defensive", [0.0, 0.1])
-def test_fitted_autonormal(options: Any, defensive: float, where: dict[str, Any]) -> None:
+def test_fitted_autonormal(options: Any, where: dict[str, Any]) -> None:
     fit = ingle.fit(rows_alone, "normal", Y.flatten(), steps=800, optim=ADAM, **options, **where)
-    found = fit.log_evidence(per="row", defensive=defensive)
-    assert_each_near(found, marginal(Y.flatten()))
-    assert found.verdict == "reliable"
+    for defensive in (0.1, 0.0):
+        found = fit.log_evidence(per="row", defensive=defensive)
+        assert_each_near(found, marginal(Y.flatten()))
+        assert found.verdict == "reliable"
     assert found.per == "row"
     assert found.guide == "'normal' (AutoNormal)"
     assert (found.dtype, found.device.type) == (where["dtype"], where["device"].type)
 
 
 @pytest.mark.parametrize("name", ["multivariate_normal", "low_rank", "flow", "laplace"])
-@pytest.mark.parametrize("defensive", [0.0, 0.2])
-def test_joint_guides_by_name(name: Any, defensive: float) -> None:
+def test_joint_guides_by_name(name: Any) -> None:
     def model(y: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
@@ -380,9 +379,10 @@ def test_joint_guides_by_name(name: Any, defensive: float) -> None:
     square = ((y - loc[:, None]) ** 2).sum(1)[:, None]
     joint = joint - 0.5 * square * (-2 * scale).exp() - len(y) * (scale + 0.5 * math.log(2 * math.pi))
     expected = float(joint.logsumexp((0, 1))) + math.log(0.01 * 0.005)
-    found = fit.log_evidence(defensive=defensive)
-    assert_near(found, expected)
-    assert found.verdict == "reliable" or name == "flow"
+    for defensive in (0.0, 0.2):
+        found = fit.log_evidence(defensive=defensive)
+        assert_near(found, expected)
+        assert found.verdict == "reliable" or name == "flow"
 
 
 class Amortised(torch.nn.Module):
@@ -518,7 +518,7 @@ def test_memory_stays_within_the_budget(rows: int, draws: int) -> None:
 
 
 def test_memory_does_not_grow_with_the_draws() -> None:
-    few, many = live_bytes(2_000, 2_500), live_bytes(2_000, 7_500)
+    few, many = live_bytes(1_000, 2_500), live_bytes(1_000, 7_500)
     assert many < 1.3 * few
 
 
