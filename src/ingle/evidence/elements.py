@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ingle.errors import OptionError
-from ingle.program import Program
+from ingle.program import Program, Site
 
 __all__ = ["Elements", "resolve_per"]
 
@@ -38,20 +38,29 @@ class Elements:
         """Whether a term in these plates is one of the elements' own."""
         return self.plate is None or any(frame.name == self.plate for frame in frames)
 
-    def summed(self, value: Tensor) -> Tensor:
-        """A log density of batch shape summed over all plates but this one, float64, of `shape`."""
+    def summed(self, value: Tensor, frames: Collection[Any]) -> Tensor:
+        """A log density of batch shape, in these plates, summed over all but this one, float64, of `shape`."""
         if self.plate is None:
             return value.sum(dtype=torch.float64)
-        if value.dim() < -self.dim or value.shape[self.dim] != self.size:
-            shape = list(value.shape) if value.dim() >= -self.dim else [1] * (-self.dim - value.dim()) + [*value.shape]
-            shape[self.dim] = self.size
+        at: int = next(frame.dim for frame in frames if frame.name == self.plate)  # guide and model may differ in it
+        if value.dim() < -at or value.shape[at] != self.size:
+            shape = [1] * max(0, -at - value.dim()) + [*value.shape]
+            shape[at] = self.size
             value = value.expand(shape)
-        others = [dim for dim in range(-value.dim(), 0) if dim != self.dim]
+        others = [dim for dim in range(-value.dim(), 0) if dim != at]
         return value.sum(others, dtype=torch.float64) if others else value.to(torch.float64)
 
 
-def resolve_per(per: str | None, program: Program, given: Collection[str]) -> Elements:
+def resolve_per(
+    per: str | None, program: Program, left_out: Collection[str], drawn_by_guide: Collection[Site] = ()
+) -> Elements:
     """The elements that `per` asks for.
+
+    Args:
+        per: the name of their plate.
+        program: with all rows of every plate.
+        left_out: latents that are given, and sites of the guide that do not count with them.
+        drawn_by_guide: the sites of the guide, where it is drawn from.
 
     Raises:
         OptionError: a plate that is not there or is looped over, or latents that its elements share.
@@ -68,23 +77,27 @@ def resolve_per(per: str | None, program: Program, given: Collection[str]) -> El
     shared = [
         site.name
         for site in program.latents
-        if site.name not in given and all(plate.name != per for plate in site.plates)
+        if site.name not in left_out and all(plate.name != per for plate in site.plates)
     ]
     drawn = [
         site.name
-        for site in program.guide_sites
-        if site.kind == "auxiliary" and all(plate.name != per for plate in site.plates)
+        for site in drawn_by_guide
+        if site.kind in ("latent", "auxiliary")
+        and site.name not in left_out
+        and all(plate.name != per for plate in site.plates)
     ]
     if shared:
         named = ", ".join(map(repr, shared))
+        known = ", ".join(f"{name!r}: …" for name in shared)
         raise OptionError(
             f"per={per!r}: {named} {'lies' if len(shared) == 1 else 'lie'} outside of plate {per!r}, so its elements "
-            "share a latent and have no evidence each of its own. Leave per out for the evidence of all data, or fix "
-            f"what they share: given={{{shared[0]!r}: …}}"
+            "share a latent and have no evidence each of its own. Leave per out for the evidence of all data"
+            + ("" if set(shared) & set(program.enumerated) else f", or fix what they share: given={{{known}}}")
         )
-    if drawn and not given:
+    if drawn:
         raise OptionError(
-            f"per={per!r}: the guide draws {', '.join(map(repr, drawn))} for all elements together, so their weights "
-            "cannot be told apart; fit a guide that draws each element by itself, such as 'normal'"
+            f"per={per!r}: the guide draws {', '.join(map(repr, drawn))} outside of plate {per!r}, for all elements "
+            "together, so their weights cannot be told apart. Use a guide that draws them inside the plate, such as "
+            "'normal'"
         )
     return Elements(per, plate.dim, plate.full_size)

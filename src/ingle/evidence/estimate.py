@@ -14,8 +14,8 @@ from ingle.evidence.annealed import anneal, refuse_discrete
 from ingle.evidence.elements import resolve_per
 from ingle.evidence.evidence import Evidence, from_summary
 from ingle.evidence.labels import EveryOrder, Labels, read_labels
-from ingle.evidence.proposal import Proposal, from_guide, from_prior
-from ingle.evidence.refuse import refuse_shared, why_no_data, why_no_weights
+from ingle.evidence.proposal import Proposal, drawn_by_guide, drawn_wrongly, from_guide, from_prior, left_out
+from ingle.evidence.refuse import refuse_shared, why_no_evidence, why_no_weights
 from ingle.evidence.sampler import Chunk, Sampler, resolve_chunk
 from ingle.evidence.stream import Stream
 from ingle.evidence.survey import Survey
@@ -47,7 +47,7 @@ def estimate(
     Args:
         guided: whether its guide is more than the prior.
     """
-    n = positive_integer("num_samples", num_samples)
+    asked = positive_integer("num_samples", num_samples)
     if proposal not in get_args(ProposalName):
         names = ", ".join(map(repr, get_args(ProposalName)))
         raise OptionError(f"proposal must be one of {names}, got {proposal!r}")
@@ -56,10 +56,13 @@ def estimate(
     began = time.perf_counter()
     with torch.no_grad(), program.at_rest():
         fixed = resolve_given(given, program, runtime)
-        elements = resolve_per(per, program, fixed)
-        why = why_no_data(program) if proposal == "prior" or not guided else why_no_weights(program)
-        if why is not None:
-            raise OptionError(f"draws of {'the prior' if proposal == 'prior' else 'the guide'} have no weights: {why}")
+        from_it = proposal == "guide" or (proposal == "ais" and guided)
+        _refuse_weightless(program, guided=from_it)
+        elements = (
+            resolve_per(per, program, left_out(program, fixed), drawn_by_guide(program))
+            if from_it
+            else resolve_per(per, program, fixed)
+        )
         sampler = Sampler(program, runtime, elements, fixed, largest)
         survey = Survey(sampler)
         labels = Labels({}, 1) if proposal == "prior" else read_labels(survey.nodes, given=fixed, per=per)
@@ -78,16 +81,20 @@ def estimate(
         if proposal == "ais":
             sources, others = _startable(sampler, sources)
             missing += others
+        n = asked if sources[0].latents else 1  # nothing to draw, so one run tells all
         rest = refuse_shared(sampler, sources[0])
         in_all = isinstance(sources[0], EveryOrder)
         if in_all:
             labels.check(sampler, *sampler.first(sources[0]))
-        told = (_annealed if proposal == "ais" else _mixed)(sampler, sources, n, share)
+        anneal_them = proposal == "ais" and sources[0].latents
+        told = (_annealed if anneal_them else _mixed)(sampler, sources, n, share)
     notes = [*survey.notes, *([labels.told] if in_all else []), *missing]
+    if any(source.name == "the prior" for source in sources):
+        notes += drawn_wrongly(program, sources[-1].latents)
     if sampler.alone is not None:
         notes.append(f"draws went through the program one by one, which is slow: {sampler.alone}")
     return from_summary(
-        num_samples=n,
+        num_samples=asked,
         per=per,
         rest=rest,
         exact=not sources[0].latents,
@@ -106,7 +113,8 @@ def estimate(
 
 def _mixed(sampler: Sampler, sources: list[Proposal], n: int, share: float) -> dict[str, Any]:
     """By importance sampling."""
-    counts = [n] if len(sources) == 1 else [n - max(1, round(share * n)), max(1, round(share * n))]
+    second = min(n, max(2, round(share * n)))  # two at least, since one has no error
+    counts = [n] if len(sources) == 1 else [n - second, second]
     stream = Stream(sampler.elements.shape, n, sampler.runtime.device, sources=len(sources))
     for place in range(len(sources)):
         _weigh(stream, sampler, sources, counts, place)
@@ -137,15 +145,22 @@ def resolve_given(given: Mapping[str, Any] | None, program: Program, runtime: Ru
     latents = {site.name: site for site in program.latents}
     found = {}
     for name, value in given.items():
-        if name not in latents or name in program.enumerated:
+        if name in program.enumerated:
+            raise OptionError(f"given names {name!r}, which is summed out and so cannot be held at a value")
+        if name not in latents:
             there = ", ".join(repr(other) for other in latents if other not in program.enumerated) or "none"
-            raise OptionError(f"given names {name!r}, which is no latent that is drawn; there are {there}")
-        tensor = torch.as_tensor(value, device=runtime.device)
+            raise OptionError(f"given names {name!r}, which is no latent of the model; there are {there}")
+        try:
+            tensor = torch.as_tensor(value, device=runtime.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(f"given[{name!r}] must be a number, an array or a tensor, got {value!r}") from error
         tensor = tensor.to(runtime.dtype) if tensor.is_floating_point() or not latents[name].discrete else tensor
         if tuple(tensor.shape) != latents[name].value_shape:
             raise OptionError(
-                f"given[{name!r}] has shape {tuple(tensor.shape)}, and the latent {latents[name].value_shape}"
+                f"given[{name!r}] has shape {tuple(tensor.shape)}, but latent {name!r} has {latents[name].value_shape}"
             )
+        if tensor.isnan().any():
+            raise OptionError(f"given[{name!r}] holds NaN")
         found[name] = tensor.detach()
     return found
 
@@ -176,6 +191,15 @@ def _startable(sampler: Sampler, sources: list[Proposal]) -> tuple[list[Proposal
     if not usable:
         raise last
     return usable, missing
+
+
+def _refuse_weightless(program: Program, *, guided: bool) -> None:
+    why = why_no_evidence(program)
+    if why is not None:
+        raise OptionError(why)
+    why = why_no_weights(program) if guided else None
+    if why is not None:
+        raise OptionError(f"the guide's draws have no importance weights: {why}")
 
 
 def _weigh(stream: Stream, sampler: Sampler, sources: list[Proposal], counts: list[int], place: int) -> None:

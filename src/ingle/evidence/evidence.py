@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ingle.evidence.psis import draws_for, khat_threshold
+from ingle.evidence.psis import draws_for, khat_threshold, tail_length
 from ingle.evidence.stream import Summary
 
 __all__ = ["Evidence", "Pointwise", "Verdict", "from_summary"]
@@ -111,24 +111,32 @@ class Evidence:
     engine: str
     data: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
 
+    @property
+    def _has_error(self) -> bool:
+        return math.isfinite(self.log_z) and math.isfinite(self.se)
+
     def __repr__(self) -> str:
         exact = self.verdict == "exact"
         rows = "" if self.pointwise is None else f", summed over {len(self.pointwise.log_z):,} elements of {self.per!r}"
-        value = f"{self.log_z:,.{_digits(self.se)}f}"
+        value = f"{self.log_z:,.{6 if exact else _digits(self.se)}f}"
+        told = " nats, exactly" if exact else f" ± {self.se:.2g} nats (standard error)"
         lines = [
             f"Evidence of {self.model}",
-            f"  log Z       {value}{' nats, exactly' if exact else f' ± {self.se:.2g} nats (standard error)'}{rows}",
+            f"  log Z       {value}{told if exact or self._has_error else ' nats'}{rows}",
         ]
         if not exact:
-            of = f" (k-hat asks for {_count(self.needed)})" if not math.isnan(self.needed) else ""
+            of = f" (k-hat asks for {_count(self.needed)})" if self.needed > self.num_samples else ""
             worst = "" if self.pointwise is None else ", at the worst element"
-            tail = "not given" if math.isnan(self.khat) else f"{self.khat:.2f}, trusted below {self.khat_threshold:.2f}"
+            tail = f"{self.khat:.2f}, trusted below {self.khat_threshold:.2f}"
+            if math.isnan(self.khat):
+                even = self.num_samples >= _FEWEST and self.verdict in ("reliable", "costly")
+                tail = "not given" + (": the largest weights are all equal, so they have no tail" if even else "")
             lines += [
                 f"  draws       {self.num_samples:,} from {self.proposal}{of}",
                 f"  ESS         {self.ess:,.0f}{worst}",
                 f"  k-hat       {tail}{worst if not math.isnan(self.khat) else ''}",
             ]
-            if not math.isnan(self.bias):
+            if self._has_error:
                 lines[1] += f", bias {self.bias:.1g}"
         for name, (log_z, se) in self.starts.items():
             lines.append(f"  from        {name}: {log_z:,.{_digits(se)}f} ± {se:.2g}")
@@ -184,9 +192,16 @@ def from_summary(
     threshold = khat_threshold(num_samples)
     rounding = _ROUNDING * torch.finfo(told["dtype"]).eps
     verdict, reason = judged(summary, num_samples, threshold, proposal=str(told["proposal"]), rounding=rounding)
-    if exact and verdict == "exact":
-        reason = "nothing was drawn: the model has no latent, or all were summed out"
-    if apart > _APART:
+    if exact and not (summary.nan.any() or summary.infinite.any()):
+        verdict, reason = "exact", "nothing was drawn: the model has no latents, or all are given or summed out"
+        se = elbo_se = gap_se = 0.0
+        summary = replace(summary, se=np.zeros_like(summary.se))
+        if log_z == -math.inf:
+            reason = "nothing was drawn: the data are impossible under the model"
+    elif not math.isfinite(rest):
+        verdict = "unreliable"
+        reason = f"no: what the model says outside of plate {per!r} has log density {rest}; check the data and `given`"
+    elif apart > _APART:
         verdict = "unreliable"
         reason = (
             f"no: the estimates from the two starts are {apart:.1f} standard errors apart, so at least one of them has "
@@ -228,19 +243,22 @@ def judged(
         proposal: where they came from.
         rounding: relative spread of log weights that is none.
     """
+    none = summary.log_z == -np.inf
+    of = f" for {int(none.sum()):,} of {none.size:,} elements" if none.size > 1 else ""
     if summary.infinite.any():
         return "unreliable", (
-            "no: the log joint is infinite at a draw, so the model has a density without bound there; see "
-            "`infinite` for how often"
+            "no: the model's density is infinite at some draws, so their weights are infinite and so is the estimate; "
+            "look for a scale that can be zero, or a pyro.factor that adds infinity"
         )
     if summary.nan.any():
         return "unreliable", (
             "no: weights that are NaN were counted as zero, so the estimate lacks whatever they hold; look for a "
             "log or a division in the model that fails at a draw of the proposal"
         )
-    if (summary.log_z == -np.inf).any():
+    if none.any():
         return "unreliable", (
-            f"no: every weight is zero: {proposal} draws nothing that the model holds possible with these data"
+            f"no: every weight is zero{of}. The model holds no draw possible with these data: either the data are "
+            f"impossible under the model, or {proposal} misses where they are possible"
         )
     if np.all(summary.se * np.sqrt(num_samples) < rounding * (1 + np.abs(summary.log_z))):
         return "exact", "every weight is the same up to rounding: the proposal is the posterior"
@@ -259,7 +277,8 @@ def judged(
         if bad.any()
         else ""
     )
-    if (khat > _FINITE).mean() > _MANY:
+    noise = (1 + _FINITE) / math.sqrt(tail_length(num_samples))  # the standard error of a k-hat of that size
+    if (khat > _FINITE + noise).mean() > _MANY:
         return "doubtful", (
             f"near{few}, but with k-hat above {_FINITE} the weights may have no finite variance: the estimate is too "
             "low more often than too high, by more than the standard error says. More draws narrow it down; a guide "
@@ -289,8 +308,10 @@ def _doubts(
     cure = "fit a guide of a wider family or with heavier tails, try defensive=0.1, or use proposal='ais'"
     if proposal == "the prior":
         cure = "use a fitted guide as the proposal, or proposal='ais'"
+    elif "prior" in proposal:
+        cure = "fit a guide that covers more of the posterior, another mode perhaps, or use proposal='ais'"
     if heavy.any():
-        more = f"take num_samples={_count(needed)}, or " if needed <= 100 * num_samples else ""
+        more = f"take num_samples={_count(needed)}, or " if num_samples < needed <= 100 * num_samples else ""
         return (
             f"no{share}: k-hat {worst:.2f} is above {threshold:.2f}, so a few draws hold most of the weight and others "
             f"like them were not seen; {more}{cure}"

@@ -60,7 +60,7 @@ class Joint:
             nodes = whole.others
             for frames, term in whole.terms():
                 if self.elements.has(frames):
-                    log_p = log_p + self.elements.summed(term)
+                    log_p = log_p + self.elements.summed(term, frames)
                 else:
                     rest = rest + term.sum(dtype=torch.float64)
         else:
@@ -71,13 +71,16 @@ class Joint:
             term = _weighed(node)
             if is_identically_zero(term):
                 continue
-            if not self.elements.has(node["cond_indep_stack"]):
+            frames = node["cond_indep_stack"]
+            if not self.elements.has(frames):
                 rest = rest + term.sum(dtype=torch.float64)
             elif node["is_observed"]:
-                log_p = log_p + self.elements.summed(term)
+                log_p = log_p + self.elements.summed(term, frames)
             else:
-                prior = prior + self.elements.summed(term)
-        return {"log_p": log_p + prior, "prior": prior, "rest": rest}
+                prior = prior + self.elements.summed(term, frames)
+        # Where the prior has no density, whatever else the model says there, NaN often, counts for nothing.
+        log_p = (log_p + prior).masked_fill(prior == -torch.inf, -torch.inf)
+        return {"log_p": log_p, "prior": prior, "rest": rest}
 
 
 def log_prob(node: Any, mask: Any = None) -> Any:

@@ -15,7 +15,7 @@ from ingle.evidence.estimate import ProposalName, estimate
 from ingle.evidence.evidence import Evidence
 from ingle.evidence.proposal import prior_alone
 from ingle.evidence.sampler import Chunk
-from ingle.program import buffers_kept, build_program, find_modules, set_guide
+from ingle.program import build_program, find_modules, modules_kept, set_guide
 from ingle.runtime import Runtime
 
 __all__ = ["log_evidence"]
@@ -91,8 +91,9 @@ def log_evidence(
         'exact'
     """
     if isinstance(guide, (str, type)):
+        named = guide.__name__ if isinstance(guide, type) else repr(guide)
         raise OptionError(
-            f"guide {guide!r} has no parameters yet: ingle.fit(model, guide, data).log_evidence() fits it first"
+            f"guide {named} has no parameters yet: ingle.fit(model, guide, data).log_evidence() fits it first"
         )
     if guide is None and proposal == "guide":
         raise OptionError("there is no guide to draw from: give one, or proposal='prior'")
@@ -102,7 +103,7 @@ def log_evidence(
         _dtype(state, model, guide) if dtype is None else dtype, device, seed, default=arguments.device()
     )
     runtime.parameters = {"params": dict(state["params"]), "constraints": dict(state["constraints"])}
-    with runtime.scope(), buffers_kept(find_modules(model, guide)):
+    with runtime.scope(), modules_kept(find_modules(model, guide)):
         arguments = arguments.to(runtime.dtype, runtime.device)
         program = build_program(
             model,

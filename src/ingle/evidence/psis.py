@@ -11,7 +11,7 @@ __all__ = ["draws_for", "khat_of", "khat_threshold", "psis", "tail_length"]
 
 _FEWEST = 4  # a tail of as many or fewer says nothing
 _FLOOR = math.log(torch.finfo(torch.float64).tiny)  # below the largest by more than this, a weight is no number
-_AT_ONCE = 2**24  # numbers in the grid of one fit
+_AT_ONCE = 2**20  # numbers in the grid of one fit
 
 
 def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:

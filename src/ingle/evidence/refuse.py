@@ -7,9 +7,9 @@ import torch
 from ingle.errors import OptionError
 from ingle.evidence.proposal import Proposal
 from ingle.evidence.sampler import Sampler
-from ingle.program import Program, reached, read_sites
+from ingle.program import Program, Site, reached, read_sites
 
-__all__ = ["refuse_shared", "why_no_data", "why_no_weights"]
+__all__ = ["refuse_shared", "why_no_evidence", "why_no_weights"]
 
 
 def why_no_weights(program: Program) -> str | None:
@@ -22,12 +22,19 @@ def why_no_weights(program: Program) -> str | None:
         return (
             f"the guide draws {', '.join(loose)} beside the model's latents, so the density of these alone is not known"
         )
-    return why_no_data(program)
+    return why_no_evidence(program)
 
 
-def why_no_data(program: Program) -> str | None:
-    """Why runs of the model do not all see the same data, in words; None where they do."""
-    own = sorted({plate.name for site in program.model_sites for plate in site.plates if program.partial(site)})
+def why_no_evidence(program: Program) -> str | None:
+    """Why no draws at all give the evidence of all data, in words; None where they do."""
+    own = sorted(
+        {
+            plate.name
+            for site in program.model_sites
+            for plate in site.plates
+            if plate.size < plate.full_size and plate.name not in program.batch_sizes
+        }
+    )
     if not own:
         return None
     return (
@@ -39,7 +46,8 @@ def why_no_data(program: Program) -> str | None:
 def refuse_shared(sampler: Sampler, proposal: Proposal) -> float:
     """The log density of the terms that are no element's own, once elements are seen to share no latent.
 
-    Every other element is given another draw: what the ones in between weigh must not change.
+    Some elements are given another draw: what the rest weigh must not change. Which ones is told by the binary digits
+    of their places, one after the other, so that of any two elements one alone is drawn anew at some time.
 
     Raises:
         OptionError: they do, or a term outside of the plate depends on what is drawn inside.
@@ -56,15 +64,18 @@ def refuse_shared(sampler: Sampler, proposal: Proposal) -> float:
             f"per={plate!r}: what the model says outside of plate {plate!r} depends on latents inside, so that its "
             "elements are tied together; leave per out for the evidence of all data"
         )
+    dims = {site.name: dim for site in sampler.program.latents if (dim := _dim(site, plate)) is not None}
     ranks = {site.name: len(site.event_shape) for site in sampler.program.latents}
-    other = torch.arange(elements.size, device=sampler.runtime.device) % 2 == 1
-    mixed = {
-        name: torch.where(other.reshape([-1] + [1] * (ranks[name] - elements.dim - 1)), value[1], value[0])[None]
-        for name, value in values.items()
-    }
+    place = torch.arange(elements.size, device=sampler.runtime.device)
+    other = torch.stack([(place >> digit) % 2 == 1 for digit in range(max(1, (elements.size - 1).bit_length()))])
+    mixed = {}
+    for name, value in values.items():
+        right = ranks[name] - dims[name] - 1
+        left = value.dim() - 2 - right
+        mixed[name] = torch.where(other.reshape([len(other), *[1] * left, -1, *[1] * right]), value[1], value[0])
     expected = torch.where(other, found["log_p"][1], found["log_p"][0])
-    told = sampler.log_p(mixed, 1)[0]
-    apart = torch.isclose(told, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    told = sampler.log_p(mixed, len(other))
+    apart = torch.isclose(told, expected, rtol=1e-4, atol=1e-4, equal_nan=True).all(0)
     if not bool(apart.all()):
         raise OptionError(
             f"per={plate!r}: elements of plate {plate!r} share latents: the joint of {int((~apart).sum()):,} of "
@@ -100,3 +111,8 @@ def _untied_auxiliaries(program: Program) -> tuple[str, ...]:
     tied = frozenset().union(*(draws.computed(node) for site, node in latents if site.distribution == "Delta"))
     loose = frozenset().union(*(draws.behind(node) for site, node in latents if site.distribution != "Delta"))
     return tuple(name for name in names if name not in tied or name in loose)
+
+
+def _dim(site: Site, plate: str) -> int | None:
+    """The batch dimension of a plate around a site."""
+    return next((around.dim for around in site.plates if around.name == plate), None)

@@ -24,7 +24,7 @@ __all__ = ["Chunk", "Sampler", "resolve_chunk"]
 
 Chunk = int | Literal["auto"]
 
-_AT_ONCE = 2**22  # numbers of latents that are drawn together
+_AT_ONCE = 2**20  # numbers of latents that are drawn together
 _MOST = 2**16  # draws that are drawn together
 _WORTH = 2**33  # bytes of results that take longer to write than a compiler takes
 _LOOK = 1_000  # a stream of its own
@@ -74,6 +74,7 @@ class Sampler:
         self._chunk = chunk
         self._written: int | None = None
         self._compiled: CompiledFunction | None = None
+        self._most: dict[str, int] = {}  # draws that fit in memory together, by what is done with them
 
     def blocks(self, proposal: Proposal, n: int, *, stream: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """`n` draws, block by block: values by name, shape (k, *site shape), and log q, (k, *elements), float64.
@@ -85,10 +86,10 @@ class Sampler:
         """
         size = self._block(proposal)
         for block, start in enumerate(range(0, n, size)):
-            self.runtime.reseed(int(np.random.SeedSequence([self.runtime.seed, stream, block]).generate_state(1)[0]))
+            seed = int(np.random.SeedSequence([self.runtime.seed, stream, block]).generate_state(1)[0])
             count = min(size, n - start)
             with self.program.explained("guide"):
-                drawn = self.each(lambda _: proposal.draw(), count, chunk=count)
+                drawn = self.each("draw", lambda _: proposal.draw(), count, chunk=count, seed=seed)
             yield drawn.get("values", {}), drawn["log_q"]
 
     def first(self, proposal: Proposal, n: int = 2) -> tuple[dict[str, Tensor], int]:
@@ -115,7 +116,7 @@ class Sampler:
         """All that `Joint` gives at `n` draws."""
         chunk = self._sized(values)
         with self.program.explained("model"):
-            return self.each(self.joint, n, given=values, chunk=chunk)
+            return self.each("joint", self.joint, n, given=values, chunk=chunk)
 
     def compile(self, values: Mapping[str, Tensor], n: int) -> None:
         """Compile the log joint where `n` draws write so much that it pays; what cannot be compiled stays as it is.
@@ -144,20 +145,40 @@ class Sampler:
     def log_q(self, proposal: Proposal, values: Mapping[str, Tensor], n: int) -> Tensor:
         """The log density of a proposal at `n` draws that need not be its own, shape (n, *elements), float64."""
         with self.program.explained("guide"):
-            found = self.each(lambda one: {"log_q": proposal.density(one)}, n, given=values, chunk=self._chunk or n)
+            found = self.each(
+                "density", lambda one: {"log_q": proposal.density(one)}, n, given=values, chunk=self._chunk or n
+            )
         return found["log_q"]  # type: ignore[no-any-return]
 
     def each(
-        self, run: Callable[[Any], Mapping[str, Any]], n: int, *, chunk: int, given: Mapping[str, Tensor] | None = None
+        self,
+        what: str,
+        run: Callable[[Any], Mapping[str, Any]],
+        n: int,
+        *,
+        chunk: int,
+        given: Mapping[str, Tensor] | None = None,
+        seed: int | None = None,
     ) -> Any:
         """`run` for `n` draws; where memory runs out, in smaller chunks from then on.
+
+        Args:
+            what: is done, by a name under which the smaller chunk is kept.
+            run: from one draw to tensors by name.
+            n: how many draws.
+            chunk: how many of them together.
+            given: the draws, first axis `n`.
+            seed: of the random numbers of each attempt; None leaves them as they are.
 
         Raises:
             OptionError: a single draw is too large for the memory.
         """
         while True:
+            chunk = max(1, min(chunk, n, self._most.get(what, n)))
+            if seed is not None:
+                self.runtime.reseed(seed)
             try:
-                return repeat(run, n, chunk=max(1, min(chunk, n)), given=given, alone=self._note)
+                return repeat(run, n, chunk=chunk, given=given, alone=self._note)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -167,14 +188,12 @@ class Sampler:
                             "\n"
                         )[0]
                     ) from error
-            chunk = chunk // 2
-            if self._chunk is not None:
-                self._chunk = min(self._chunk, chunk)
+            self._most[what] = chunk // 2
             if self.runtime.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _note(self, why: str) -> None:
-        self.alone = self.alone or why
+        self.alone = self.alone or why.split(". ")[0]
 
     def _block(self, proposal: Proposal) -> int:
         shapes = {site.name: site.value_shape for site in self.program.latents}

@@ -50,7 +50,7 @@ class Space:
             return freed.points
 
         with sampler.program.explained("model"):
-            found = sampler.each(run, n, given=values, chunk=n)
+            found = sampler.each("points", run, n, given=values, chunk=n)
         self._shapes = {name: tuple(found[name].shape[1:]) for name in self._names}
         return torch.cat([self._flat(name, found[name]) for name in self._names], -1)
 
@@ -63,7 +63,9 @@ class Space:
         """
         sampler = self._sampler
         with sampler.program.explained("model"):
-            found = sampler.each(self._of_one(start), len(points), given=self._named(points), chunk=len(points))
+            found = sampler.each(
+                "densities", self._of_one(start), len(points), given=self._named(points), chunk=len(points)
+            )
         return found["start"], found["joint"]
 
     def traced(self, points: Tensor, start: Proposal | None) -> tuple[Tensor, Tensor]:
@@ -151,4 +153,4 @@ class _Held(Messenger):
         rank = msg["fn"].event_dim - (msg["value"].dim() - volume.dim())
         if rank > 0:
             volume = volume.flatten(-rank).sum(-1)
-        self.volume = self.volume + self._elements.summed(volume)
+        self.volume = self.volume + self._elements.summed(volume, msg["cond_indep_stack"])

@@ -18,6 +18,8 @@ __all__ = ["Stream", "Summary"]
 Array = NDArray[np.float64]
 
 _FEWEST = 100  # draws below which a tail says nothing
+_AT_ONCE = 2**18  # weights that are summed together
+_EVEN = 1e-8  # variance of log weights below which it is that of the weights, relative to their mean, to one in 10^4
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,16 @@ class Stream:
         self._shift: Tensor | None = None
         self._odd = torch.zeros((3, *shape), dtype=torch.int64, device=device)
         self._tail = torch.empty((0, *shape), **double)  # type: ignore[call-overload]
+        self._recent: list[Tensor] = []  # that the tail lacks still
         self._kept = tail_length(num_samples) + 1
 
     def add(self, log_weights: Tensor, source: int = 0) -> None:
         """Count draws of one source, log weights of shape (n, *shape)."""
+        most = max(1, _AT_ONCE // max(1, self._top.numel()))
+        for part in log_weights.split(most):
+            self._add(part, source)
+
+    def _add(self, log_weights: Tensor, source: int) -> None:
         weights = log_weights.to(torch.float64)
         nan, infinite = weights.isnan(), weights == torch.inf
         self._odd += torch.stack([(weights == -torch.inf).sum(0), nan.sum(0), infinite.sum(0)])
@@ -100,11 +108,23 @@ class Stream:
                 (relative * level.masked_fill(weights == -torch.inf, 0.0)).sum(0),
             ]
         )
-        both = torch.cat([self._tail, weights])
-        self._tail = both.topk(min(self._kept, len(both)), dim=0).values
+        self._recent.append(weights)
+        if sum(map(len, self._recent)) >= self._kept:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Bring the largest weights up to date."""
+        both = torch.cat([self._tail, *self._recent])
+        self._recent = []
+        if len(both) > self._kept:
+            columns = both.reshape(len(both), -1).split(max(1, _AT_ONCE // len(both)), dim=1)
+            largest = [part.topk(self._kept, dim=0).values for part in columns]
+            both = torch.cat(largest, 1).reshape(self._kept, *self._top.shape)
+        self._tail = both
 
     def summary(self) -> Summary:
         """All of it, in one trip to the host."""
+        self._merge()
         shift = torch.zeros_like(self._top) if self._shift is None else self._shift
         khat = khat_of(self._tail) if self.num_samples >= _FEWEST else torch.full_like(self._top, torch.nan)
         if self.num_samples >= _FEWEST:
@@ -122,13 +142,17 @@ class Stream:
     ) -> Summary:
         n = self.num_samples
         mean = sums[:, 0].sum(0) / n
+        # Where all weights are nearly the same, their differences are lost in the sum of squares; their logs' are not.
+        even = sums[:, 3].sum(0) / n - (sums[:, 2].sum(0) / n) ** 2 < _EVEN
         variance = np.zeros_like(mean)
-        for count, (w, w2, *_) in zip(self._count, sums, strict=True):
+        for count, (w, w2, l1, l2, _) in zip(self._count, sums, strict=True):
             if count > 1:  # of the source's mean, times the square of its share
-                inside = np.maximum(w2 / count - (w / count) ** 2, 0.0) * count / (count - 1)
-                variance += inside * count / n**2
+                inside = np.where(even, (l2 / count - (l1 / count) ** 2) * mean**2, w2 / count - (w / count) ** 2)
+                variance += np.maximum(inside, 0.0) * count / (count - 1) * count / n**2
+            elif count == 1:
+                variance += math.nan
         log_z = np.where(infinite > 0, np.inf, top + np.log(mean))
-        se = np.sqrt(variance) / mean if n > 1 else np.full_like(mean, math.nan)
+        se = np.sqrt(variance) / mean
         ess = sums[:, 0].sum(0) ** 2 / sums[:, 1].sum(0)
         w, w2, l1, l2, wl = sums.sum(0)
         bare = zero + nan + infinite
@@ -140,7 +164,7 @@ class Stream:
         gone = np.where(bare > 0, math.nan, 1.0)
         return Summary(
             log_z=np.where(mean == 0, np.where(infinite > 0, np.inf, -np.inf), log_z),
-            se=np.where(mean == 0, math.nan, se),
+            se=np.where((mean == 0) | (infinite > 0), math.nan, se),
             ess=np.where(mean == 0, 0.0, ess),
             khat=khat,
             elbo=elbo,
