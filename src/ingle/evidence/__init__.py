@@ -1,9 +1,20 @@
 """The evidence: importance weights, streamed, and what they say of log p(x)."""
 
+from ingle.evidence.compare import Comparison, compare
 from ingle.evidence.estimate import ProposalName, estimate
 from ingle.evidence.evidence import Evidence, Pointwise
 from ingle.evidence.log_evidence import log_evidence
 from ingle.evidence.refuse import why_no_weights
 from ingle.evidence.sampler import Chunk
 
-__all__ = ["Chunk", "Evidence", "Pointwise", "ProposalName", "estimate", "log_evidence", "why_no_weights"]
+__all__ = [
+    "Chunk",
+    "Comparison",
+    "Evidence",
+    "Pointwise",
+    "ProposalName",
+    "compare",
+    "estimate",
+    "log_evidence",
+    "why_no_weights",
+]
