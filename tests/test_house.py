@@ -30,6 +30,7 @@ ORDER = [
 def test_public_names() -> None:
     assert sorted(ingle.__all__) == [
         "Check",
+        "Comparison",
         "DataError",
         "Evidence",
         "FileError",
@@ -45,6 +46,7 @@ def test_public_names() -> None:
         "TrainedModuleWarning",
         "__version__",
         "check",
+        "compare",
         "fit",
         "gradient_report",
         "load",

@@ -10,7 +10,7 @@ from ingle.errors import (
     ProgramError,
     TrainedModuleWarning,
 )
-from ingle.evidence import Evidence, log_evidence
+from ingle.evidence import Comparison, Evidence, compare, log_evidence
 from ingle.fit import fit
 from ingle.fitted import Fit
 from ingle.load import load
@@ -23,6 +23,7 @@ from ingle.version import __version__
 __all__ = [
     "SVI",
     "Check",
+    "Comparison",
     "DataError",
     "Evidence",
     "FileError",
@@ -37,6 +38,7 @@ __all__ = [
     "TrainedModuleWarning",
     "__version__",
     "check",
+    "compare",
     "fit",
     "gradient_report",
     "load",

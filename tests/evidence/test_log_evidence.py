@@ -382,7 +382,7 @@ def test_joint_guides_by_name(name: Any) -> None:
     for defensive in (0.0, 0.2):
         found = fit.log_evidence(defensive=defensive)
         assert_near(found, expected)
-        assert found.verdict == "reliable" or name == "flow"
+        assert found.verdict in ("reliable", "doubtful") or name == "flow"
 
 
 class Amortised(torch.nn.Module):

@@ -1,5 +1,6 @@
 """The evidence: importance weights, streamed, and what they say of log p(x)."""
 
+from ingle.evidence.compare import Comparison, compare
 from ingle.evidence.estimate import ProposalName, estimate
 from ingle.evidence.evidence import Evidence, Pointwise
 from ingle.evidence.log_evidence import log_evidence
@@ -9,9 +10,11 @@ from ingle.evidence.sampler import Chunk
 
 __all__ = [
     "Chunk",
+    "Comparison",
     "Evidence",
     "Pointwise",
     "ProposalName",
+    "compare",
     "estimate",
     "khat_threshold",
     "log_evidence",

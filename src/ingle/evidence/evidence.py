@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ingle.evidence.psis import draws_for, khat_threshold, tail_length
 from ingle.evidence.stream import Summary
 
-__all__ = ["Evidence", "Pointwise", "Verdict", "from_summary"]
+__all__ = ["Evidence", "Pointwise", "Verdict", "digits", "error", "from_summary"]
 
 Verdict = Literal["exact", "reliable", "costly", "doubtful", "unreliable", "unknown"]
 
@@ -118,8 +118,8 @@ class Evidence:
     def __repr__(self) -> str:
         exact = self.verdict == "exact"
         rows = "" if self.pointwise is None else f", summed over {len(self.pointwise.log_z):,} elements of {self.per!r}"
-        value = f"{self.log_z:,.{6 if exact else _digits(self.se)}f}"
-        told = " nats, exactly" if exact else f" ± {self.se:.2g} nats (standard error)"
+        value = f"{self.log_z:,.{6 if exact else digits(self.se)}f}"
+        told = " nats, exactly" if exact else f" ± {error(self.se)} nats (standard error)"
         lines = [
             f"Evidence of {self.model}",
             f"  log Z       {value}{told if exact or self._has_error else ' nats'}{rows}",
@@ -139,7 +139,7 @@ class Evidence:
             if self._has_error:
                 lines[1] += f", bias {self.bias:.1g}"
         for name, (log_z, se) in self.starts.items():
-            lines.append(f"  from        {name}: {log_z:,.{_digits(se)}f} ± {se:.2g}")
+            lines.append(f"  from        {name}: {log_z:,.{digits(se)}f} ± {error(se)}")
         odd = [
             f"{count:,} {name}"
             for name, count in {"zero": self.zero, "NaN": self.nan, "infinite": self.infinite}.items()
@@ -328,8 +328,13 @@ def _count(draws: float) -> str:
     return f"{math.ceil(draws):,}" if draws < 1e7 else f"{draws:.0e}"
 
 
-def _digits(se: float) -> int:
+def digits(se: float) -> int:
     """Decimals that an error of this size leaves meaning in."""
     if not math.isfinite(se) or se <= 0:
         return 6
     return min(max(1 - math.floor(math.log10(se)), 0), 9)
+
+
+def error(se: float) -> str:
+    """A standard error with two digits that mean something."""
+    return f"{se:.2g}" if not se >= 100 else f"{se:,.0f}"
