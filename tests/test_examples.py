@@ -19,6 +19,7 @@ WRITES = {
     ],
     "digits.py": ["digits.png"],
     "estimators.py": ["estimators.png"],
+    "evidence.py": ["evidence.png"],
     "quickstart.py": [
         f"{fit}{ending}"
         for fit in ("eight_schools", "radon")

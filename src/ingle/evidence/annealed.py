@@ -22,8 +22,8 @@ __all__ = ["Annealed", "anneal", "refuse_discrete"]
 
 _PILOT = 500  # points that find the temperatures
 _CONDITIONAL = 0.95  # effective share of points from one temperature to the next, in the pilot
-_SPREAD = 0.7  # variance of log weights to end with, if moves mixed perfectly
-_MOST = 600  # temperatures
+_SPREAD = 0.2  # variance of log weights to end with, if moves mixed perfectly
+_MOST = 1_000  # temperatures
 _LEAPS = 6
 _TARGET = 0.8  # share of trajectories to accept
 _BATCHES = 20
@@ -74,7 +74,7 @@ def anneal(sampler: Sampler, sources: list[Proposal], num_samples: int) -> Annea
 
     in unconstrained space, each point moved by a Hamiltonian trajectory that leaves f_b unchanged. Temperatures b,
     lengths of leaps and the metric come from a pilot run with resampling, in which each temperature keeps 95% of the
-    points effective; between them the path is made finer until log weights would have a variance of about 0.7. Then all
+    points effective; between them the path is made finer until log weights would have a variance of about 0.2. Then all
     is held fixed, so the mean of the weights is unbiased. With elements, all of it is done for each by itself.
 
     Args:

@@ -296,7 +296,9 @@ def _weights(log_z: Mapping[str, float], prior: Mapping[str, float]) -> dict[str
 
 def _doubtful(evidence: Evidence) -> bool:
     return (
-        evidence.verdict in ("doubtful", "unreliable", "unknown") or not math.isfinite(evidence.log_z) or bool(_improper(evidence))
+        evidence.verdict in ("doubtful", "unreliable", "unknown")
+        or not math.isfinite(evidence.log_z)
+        or bool(_improper(evidence))
     )
 
 

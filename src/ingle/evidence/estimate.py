@@ -88,6 +88,8 @@ def estimate(
             labels.check(sampler, *sampler.first(sources[0]))
         anneal_them = proposal == "ais" and sources[0].latents
         told = (_annealed if anneal_them else _mixed)(sampler, sources, n, share)
+    if "steps" in told:
+        missing.append(f"temperatures: {told.pop('steps')}")
     notes = [*survey.notes, *([labels.told] if in_all else []), *missing]
     if any(source.name == "the prior" for source in sources):
         notes += drawn_wrongly(program, sources[-1].latents)
@@ -128,8 +130,14 @@ def _mixed(sampler: Sampler, sources: list[Proposal], n: int, share: float) -> d
 def _annealed(sampler: Sampler, sources: list[Proposal], n: int, share: float) -> dict[str, Any]:
     """By annealed importance sampling."""
     found = anneal(sampler, sources, n)
-    steps = " and ".join(f"{name} ({count} temperatures)" for name, count in found.temperatures.items())
-    return {"summary": found.summary, "proposal": f"AIS from {steps}", "starts": found.starts, "apart": found.apart}
+    steps = " and ".join(f"{count} from {name}" for name, count in found.temperatures.items())
+    return {
+        "summary": found.summary,
+        "proposal": f"AIS from {' and '.join(found.temperatures)}",
+        "starts": found.starts,
+        "apart": found.apart,
+        "steps": steps,
+    }
 
 
 def resolve_given(given: Mapping[str, Any] | None, program: Program, runtime: Runtime) -> dict[str, Tensor]:

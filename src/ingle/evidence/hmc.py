@@ -65,13 +65,17 @@ class Bridge:
 
     def with_gradient(self, points: Tensor, beta: Tensor) -> tuple[State, Tensor]:
         """The same, and the gradient of the density between, of the shape of the points."""
-        parts = []
-        for part in points.split(self._chunk):
-            whole = self._compiled is not None and len(part) == self._chunk
-            parts.append(self._compiled(part, beta) if whole else _graded(self._densities, part, beta))  # type: ignore[misc]
+        parts = [self._at_once(part, beta) for part in points.split(self._chunk)]
         together = torch.cat(parts)
         state = State(points, together[..., 0], together[..., 1])
         return state, together[..., 2:].to(points.dtype)
+
+    def _at_once(self, points: Tensor, beta: Tensor) -> Tensor:
+        if self._compiled is None:
+            return _graded(self._densities, points, beta)
+        missing = self._chunk - len(points)
+        filled = torch.cat([points, points[-1:].expand(missing, *points.shape[1:])]) if missing else points
+        return self._compiled(filled.contiguous(), beta)[: len(points)]
 
     def compile(self, densities: Densities, points: Tensor, beta: Tensor) -> bool:
         """Compile the gradient, for chunks of as many points as there are here; whether that could be done.

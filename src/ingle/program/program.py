@@ -29,6 +29,8 @@ from ingle.runtime import validation
 
 __all__ = ["Program", "set_guide"]
 
+_SHORT = 90  # letters, one line of a card
+
 
 @dataclass
 class Program:
@@ -69,10 +71,13 @@ class Program:
 
     @property
     def name(self) -> str:
-        """What the user calls the model."""
+        """What the user calls the model: a function's name, or what an instance prints as where that is short."""
         inner: Any = poutine.unwrap(self.model)
         inner = getattr(inner, "func", inner)
-        return str(getattr(inner, "__name__", type(inner).__name__))
+        if hasattr(inner, "__name__"):
+            return str(inner.__name__)
+        told = repr(inner)
+        return told if len(told) <= _SHORT and told.startswith(type(inner).__name__) else type(inner).__name__
 
     @property
     def latents(self) -> tuple[Site, ...]:
