@@ -3,6 +3,7 @@
 from ingle.evidence.compare import Comparison, compare
 from ingle.evidence.estimate import ProposalName, estimate
 from ingle.evidence.evidence import Evidence, Pointwise
+from ingle.evidence.gap import ElboGap, PointwiseGap, elbo_gap, gap_of
 from ingle.evidence.log_evidence import log_evidence
 from ingle.evidence.refuse import why_no_weights
 from ingle.evidence.sampler import Chunk
@@ -10,11 +11,15 @@ from ingle.evidence.sampler import Chunk
 __all__ = [
     "Chunk",
     "Comparison",
+    "ElboGap",
     "Evidence",
     "Pointwise",
+    "PointwiseGap",
     "ProposalName",
     "compare",
+    "elbo_gap",
     "estimate",
+    "gap_of",
     "log_evidence",
     "why_no_weights",
 ]
