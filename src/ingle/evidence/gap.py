@@ -28,6 +28,7 @@ __all__ = ["ElboGap", "PointwiseGap", "elbo_gap", "gap_of"]
 Array = NDArray[np.float64]
 
 _STEPS = 500  # of refinement where the user names no number
+_UNDER_WAY = 0.01  # of the refined parameters that may not have come to rest
 _WIDTH = 1.96  # standard errors that a gap has to be larger than
 _TRUST: tuple[Verdict, ...] = ("exact", "reliable", "costly", "unknown", "unreliable")
 
@@ -201,14 +202,16 @@ def gap_of(program: Program, runtime: Runtime, *, num_samples: int, per: str | N
         steps = positive_integer("refine", steps)
     began = time.perf_counter()
     evidence = _evidence(program, runtime, num_samples, per)
-    unsplit, rise = _excuse(evidence, steps), 0.0
-    refined = None
+    refined, under_way = None, 0.0
+    unsplit = _excuse(evidence, steps)
     if not unsplit:
         try:
-            refined, rise = _refined(program, runtime, evidence, steps)
+            refined, under_way = _refined(program, runtime, evidence, steps)
+            if not math.isfinite(refined.elbo):
+                raise Unsplit("some draws of the refined guide have no weight, so that its ELBO is not finite")
         except Unsplit as reason:
-            unsplit = str(reason)
-    return _result(evidence, refined, unsplit, steps, rise, began)
+            unsplit, refined, under_way = str(reason), None, 0.0
+    return _result(evidence, refined, unsplit, steps, under_way, began)
 
 
 def _evidence(program: Program, runtime: Runtime, num_samples: int, per: str | None) -> Evidence:
@@ -257,7 +260,7 @@ def _excuse(evidence: Evidence, steps: int) -> str:
 
 
 def _refined(program: Program, runtime: Runtime, guided: Evidence, steps: int) -> tuple[Evidence, float]:
-    """The evidence from draws of the refined guide, and how much the ELBO still rose in the end."""
+    """The evidence from draws of the refined guide, and the share of parameters that were not at rest in the end."""
     began = time.perf_counter()
     elements: Elements = resolve_per(guided.per, program, ())
     local = free(program, elements)
@@ -265,7 +268,7 @@ def _refined(program: Program, runtime: Runtime, guided: Evidence, steps: int) -
         sampler = Sampler(program, runtime, elements, {}, None)
         with torch.no_grad():
             masks = Survey(sampler).masks
-        rise = refine(local, sampler, elements, masks, steps)
+        under_way = refine(local, sampler, elements, masks, steps)
         proposal = local.proposal(elements, masks)
         summary = weigh(proposal, sampler, elements, guided.num_samples)
     pointwise = guided.pointwise
@@ -287,11 +290,11 @@ def _refined(program: Program, runtime: Runtime, guided: Evidence, steps: int) -
         seed=guided.seed,
         data=guided.data,
     )
-    return refined, rise
+    return refined, under_way
 
 
 def _result(
-    evidence: Evidence, refined: Evidence | None, unsplit: str, steps: int, rise: float, began: float
+    evidence: Evidence, refined: Evidence | None, unsplit: str, steps: int, under_way: float, began: float
 ) -> ElboGap:
     better = refined is not None and _worth(refined) > _worth(evidence)
     best = refined if better and refined is not None else evidence
@@ -302,9 +305,10 @@ def _result(
         blank = np.full_like(evidence.pointwise.log_z, math.nan)
         pointwise = PointwiseGap(**{name: blank if np.ndim(x) == 0 else x for name, x in elements.items()})
     notes = list(evidence.notes)
-    if rise > 0:
+    if under_way > _UNDER_WAY:
         notes.append(
-            f"the refined ELBO still rose by {rise:.2g} nats in the last fifth of its steps: take refine={4 * steps:,}"
+            f"{under_way:.0%} of the refined parameters were still under way when their steps ended: take "
+            f"refine={4 * steps}"
         )
     if refined is not None and numbers["amortisation"] < -_WIDTH * numbers["amortisation_se"]:
         notes.append("refining made the ELBO worse, so it did not find the best of the family: take more steps")
@@ -323,9 +327,11 @@ def _result(
     )
 
 
-def _worth(evidence: Evidence) -> tuple[int, float]:
+def _worth(evidence: Evidence) -> tuple[float, ...]:
     """By which of two estimates of one log Z is chosen: not by which is larger, for that would lift it."""
-    return -_TRUST.index(evidence.verdict), evidence.ess
+    points = evidence.pointwise
+    heavy = 0 if points is None else int((points.khat > evidence.khat_threshold).sum())
+    return -_TRUST.index(evidence.verdict), -heavy, evidence.ess
 
 
 def _numbers(ours: Any, theirs: Any, *, better: bool) -> dict[str, Any]:

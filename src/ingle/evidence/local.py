@@ -109,15 +109,15 @@ def free(program: Program, elements: Elements) -> Local:
     drawn = [site.name for site in program.latents if site.name not in program.enumerated]
     if not drawn:
         raise Unsplit("the guide draws nothing")
-    beside = [site.name for site in program.guide_sites if site.kind in ("auxiliary", "observed")]
-    if beside:
-        raise Unsplit(f"the guide has sites beside the latents: {', '.join(beside)}")
     own = [name for name in drawn if name not in amortised(program, frozenset({elements.plate}))]
     if own:
         raise Unsplit(
             f"the guide of {', '.join(own)} is not amortised over plate {elements.plate!r}: it keeps parameters for "
             "each row, or that it is a function of the row's data cannot be told"
         )
+    beside = [site.name for site in program.guide_sites if site.kind in ("auxiliary", "observed")]
+    if beside:
+        raise Unsplit(f"the guide has sites beside the latents: {', '.join(beside)}")
     with torch.no_grad(), program.at_rest(), program.explained("guide"), reached(drawn) as origin:
         trace: Any = program.trace_guide()
         behind = {name: sorted(origin(trace.nodes[name]["fn"])) for name in drawn}
