@@ -25,7 +25,9 @@ DATA = Path(__file__).parent / "data" / "galaxies.csv"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
-    parser.add_argument("--smoke", action="store_true", help="few draws and steps, and no annealing, to see that it runs")
+    parser.add_argument(
+        "--smoke", action="store_true", help="few draws and steps, and no annealing, to see that it runs"
+    )
     parser.add_argument("--device", default=None, help="such as cuda; the CPU where not given")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from ingle.errors import (
     ProgramError,
     TrainedModuleWarning,
 )
-from ingle.evidence import Comparison, Evidence, compare, log_evidence
+from ingle.evidence import Comparison, ElboGap, Evidence, compare, elbo_gap, log_evidence
 from ingle.fit import fit
 from ingle.fitted import Fit
 from ingle.load import load
@@ -25,6 +25,7 @@ __all__ = [
     "Check",
     "Comparison",
     "DataError",
+    "ElboGap",
     "Evidence",
     "FileError",
     "Finding",
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "elbo_gap",
     "fit",
     "gradient_report",
     "load",

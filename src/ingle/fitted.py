@@ -19,7 +19,7 @@ from ingle import results, saved
 from ingle.data import read
 from ingle.engine import Compile
 from ingle.errors import IngleError, IngleWarning, OptionError, warn
-from ingle.evidence import Chunk, Evidence, ProposalName, estimate
+from ingle.evidence import Chunk, ElboGap, Evidence, ProposalName, estimate, gap_of
 from ingle.options import boolean, positive_integer
 from ingle.program import Program, check_call
 from ingle.results import GroupName
@@ -268,6 +268,14 @@ class Fit:
                 given=given,
                 chunk=chunk,
             )
+
+    def elbo_gap(
+        self, num_samples: int = 10_000, *, per: str | None = None, refine: int | None = None, seed: int | None = None
+    ) -> ElboGap:
+        """What the ELBO lacks to log p(x), and how much of it an encoder lost; see `ingle.elbo_gap`."""
+        with self._scope(seed):
+            runtime = self._runtime if seed is None else replace(self._runtime, seed=resolve_seed(seed))
+            return gap_of(self._program, runtime, num_samples=num_samples, per=per, refine=refine)
 
     def to_arviz(
         self,

@@ -14,13 +14,12 @@ from ingle.errors import OptionError
 from ingle.evidence.evidence import Evidence, digits, error
 from ingle.evidence.picture import draw
 from ingle.evidence.same_data import refuse_other_data
+from ingle.evidence.words import improper, notes, power, sentence
 
 if TYPE_CHECKING:
     import os
 
 __all__ = ["Comparison", "ModelRow", "compare"]
-
-_WIDTH = 1.96  # standard errors on either side, beyond which a difference is taken for one
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Comparison:
             "se": [error(row.se) for row in self.rows],
             "below best": [_below(row) for row in self.rows],
             "dse": [error(row.dse) if row.rank else "" for row in self.rows],
-            "Bayes factor": [_power(-row.log_z_diff) for row in self.rows],
+            "Bayes factor": [power(-row.log_z_diff) for row in self.rows],
             **({"prior": [f"{row.prior:.3g}" for row in self.rows]} if informed else {}),
             "weight": [f"{row.weight:.3f}" for row in self.rows],
             "k-hat": ["" if math.isnan(row.evidence.khat) else f"{row.evidence.khat:.2f}" for row in self.rows],
@@ -221,7 +220,7 @@ def compare(entries: Mapping[str, Any], *, prior: Mapping[str, float] | None = N
         )
         for rank, name in enumerate(names)
     )
-    return Comparison(rows, _sentence(rows), _notes(rows, untold))
+    return Comparison(rows, sentence(rows), notes(rows, untold))
 
 
 def _checked(entries: object) -> dict[str, Any]:
@@ -298,12 +297,8 @@ def _doubtful(evidence: Evidence) -> bool:
     return (
         evidence.verdict in ("doubtful", "unreliable", "unknown")
         or not math.isfinite(evidence.log_z)
-        or bool(_improper(evidence))
+        or bool(improper(evidence))
     )
-
-
-def _improper(evidence: Evidence) -> list[str]:
-    return [note for note in evidence.notes if "improper" in note]
 
 
 def _pointwise(best: Evidence, evidence: Evidence) -> NDArray[np.float64] | None:
@@ -314,93 +309,7 @@ def _pointwise(best: Evidence, evidence: Evidence) -> NDArray[np.float64] | None
         return ours.log_z - theirs.log_z
 
 
-def _sentence(rows: tuple[ModelRow, ...]) -> str:
-    """Which model, how many times more probable, and whether to believe it."""
-    best, *others = rows
-    finite = [row for row in others if math.isfinite(row.log_z)]
-    if not math.isfinite(best.log_z):
-        parts = ["No model has a finite evidence: see the evidence of each for the reason."]
-    elif not others:
-        parts = [f"{best.name!r} is alone: there is nothing to compare it with."]
-    elif not finite:
-        parts = [f"{best.name!r} alone has a finite evidence."]
-    else:
-        parts = [_first(best, finite[0])]
-    top = max(rows, key=lambda row: -1.0 if math.isnan(row.weight) else row.weight)
-    if top is not best and top.weight > best.weight:
-        parts.append(f"With the prior as given {top.name!r} is the most probable, with weight {top.weight:.3f}.")
-    doubted = [row.name for row in rows if row.warning]
-    if doubted:
-        named = ", ".join(map(repr, doubted))
-        parts.append(
-            f"Do not rely on {named}: {'its evidence comes' if len(doubted) == 1 else 'their evidences come'} with a "
-            f"warning, see comparison[{doubted[0]!r}].evidence."
-        )
-    return " ".join(parts)
-
-
-def _first(best: ModelRow, second: ModelRow) -> str:
-    lead, dse = second.log_z_diff, second.dse
-    times = f"{_power(lead)} times as probable under {best.name!r} as under {second.name!r}, the next"
-    apart = f"{lead:,.{digits(dse)}f} ± {error(dse)} nats"
-    if math.isnan(dse):
-        return f"The data are {times}; the error of that is not known."
-    if lead > _WIDTH * dse:
-        return f"The data are {times}: {apart}, more than {_WIDTH} standard errors."
-    if lead == 0:
-        return f"{best.name!r} and {second.name!r} have the same evidence."
-    return (
-        f"The data are {times}, but {apart} is less than {_WIDTH} standard errors: these draws cannot tell the two "
-        "apart, more might."
-    )
-
-
-def _notes(rows: tuple[ModelRow, ...], untold: list[str]) -> tuple[str, ...]:
-    notes = []
-    for row in rows:
-        if math.isnan(row.log_z) or row.log_z == math.inf:
-            notes.append(
-                f"the evidence of {row.name!r} is {row.log_z}, so it has no weight and takes no part in the rest"
-            )
-        elif row.log_z == -math.inf:
-            notes.append(f"the evidence of {row.name!r} is zero: every weight was, and so is that of the model")
-        notes += [f"{row.name!r}: {note}" for note in _improper(row.evidence)]
-    if untold and len(rows) > 1:
-        notes.append(
-            f"what {', '.join(map(repr, untold))} observed is not known, as where pyro.factor holds the likelihood, so "
-            "that it is the same was not seen"
-        )
-    ways = {(row.evidence.proposal, row.evidence.guide) for row in rows}
-    finite = [row for row in rows if math.isfinite(row.log_z)]
-    if len({row.evidence.model for row in rows}) == 1 and len(ways) > 1 and len(finite) > 1:
-        apart = [row.name for row in finite[1:] if row.log_z_diff > _WIDTH * row.dse]
-        notes.append(
-            f"all are of {rows[0].evidence.model}; where that is one and the same model they should agree within their "
-            "errors, and "
-            + (
-                f"{', '.join(map(repr, apart))} {'does' if len(apart) == 1 else 'do'} not agree with {finite[0].name!r}"
-                if apart
-                else "they do"
-            )
-        )
-    return tuple(notes)
-
-
 def _below(row: ModelRow) -> str:
     if row.rank == 0:
         return "0"
     return f"{row.log_z_diff:,.{min(digits(row.dse), 6)}f}" if math.isfinite(row.log_z_diff) else f"{row.log_z_diff}"
-
-
-def _power(nats: float) -> str:
-    """The exponential of a number, that may be more or less than a float holds."""
-    if not math.isfinite(nats):
-        return "0" if nats == -math.inf else "inf" if nats > 0 else "nan"
-    if abs(nats) < 9:
-        value = math.exp(nats)
-        return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
-    exponent = math.floor(nats / math.log(10))
-    mantissa = round(math.exp(nats - exponent * math.log(10)), 1)
-    if mantissa >= 10:
-        mantissa, exponent = 1.0, exponent + 1
-    return f"{mantissa:.1f}e{exponent:+d}".replace("e+", "e")

@@ -36,7 +36,8 @@ class Pointwise:
         se: its standard error.
         ess: effective sample size.
         khat: shape of the tail of the weights.
-        elbo: mean log weight, in nats.
+        elbo: mean log weight, in nats, and `elbo_se`, its standard error.
+        gap_se: standard error of log_z - elbo.
         zero, nan, infinite: how many of the weights are so.
     """
 
@@ -45,6 +46,8 @@ class Pointwise:
     ess: NDArray[np.float64]
     khat: NDArray[np.float64]
     elbo: NDArray[np.float64]
+    elbo_se: NDArray[np.float64]
+    gap_se: NDArray[np.float64]
     zero: NDArray[np.int64]
     nan: NDArray[np.int64]
     infinite: NDArray[np.int64]
@@ -181,7 +184,7 @@ def from_summary(
     """
     pointwise = None
     if per is not None:
-        names = ("log_z", "se", "ess", "khat", "elbo", "zero", "nan", "infinite")
+        names = ("log_z", "se", "ess", "khat", "elbo", "elbo_se", "gap_se", "zero", "nan", "infinite")
         pointwise = Pointwise(**{name: getattr(summary, name) for name in names})
     with np.errstate(invalid="ignore"):
         khats = summary.khat[~np.isnan(summary.khat)]
