@@ -21,6 +21,7 @@ lint: $(READY)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.svi
+	$(BIN)/python -m benchmarks.evidence
 
 $(VENV)/.bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \

@@ -6,8 +6,8 @@
 # On one that does not, carry wheels of pyro-ppl, pyro-api, opt_einsum, arviz, pytest and what they lack in a folder:
 #                                                  WHEELS=folder bash benchmarks/cuda.sh
 # NumPyro is compared with where it is installed with a JAX for the device, and its rows say so where it is not.
-# Output goes to $OUT (default: out/cuda): tests.log, svi.md, svi.log, svi.json. TESTS, TESTS_SECONDS, SVI_SECONDS and
-# the options of benchmarks.svi after the name of this script change what is run.
+# Output goes to $OUT (default: out/cuda): tests.log, svi.md, svi.log, svi.json, evidence.md. TESTS, TESTS_SECONDS,
+# SVI_SECONDS, EVIDENCE_SECONDS and the options of benchmarks.svi after the name of this script change what is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT="${OUT:-out/cuda}"
@@ -39,11 +39,13 @@ PYTHON
 # A part that hangs must leave the other its time, and what it printed so far is kept.
 failed=""
 # shellcheck disable=SC2086  # TESTS may name several files
-timeout "${TESTS_SECONDS:-180}" python3 -m pytest --device cuda --dtype float32 -q ${TESTS:-tests/engine} 2>&1 |
+timeout "${TESTS_SECONDS:-180}" python3 -m pytest --device cuda --dtype float32 -q ${TESTS:-tests/engine tests/evidence/test_log_evidence.py} 2>&1 |
     tee "$OUT/tests.log" || failed="the tests"
 timeout "${SVI_SECONDS:-280}" python3 -m benchmarks.svi --device cuda --threads "$(nproc)" --rounds 5 --seconds 0.5 \
     --json "$OUT/svi.json" "$@" 2> >(tee "$OUT/svi.log" >&2) | tee "$OUT/svi.md" ||
     failed="${failed:+$failed and }the timings"
+timeout "${EVIDENCE_SECONDS:-120}" python3 -m benchmarks.evidence --device cuda --threads "$(nproc)" --rounds 3 \
+    2>&1 | tee "$OUT/evidence.md" || failed="${failed:+$failed and }the evidence"
 if [ -n "$failed" ]; then
     echo "FAILED: $failed" >&2
     exit 1
