@@ -197,6 +197,11 @@ class Fit:
         self._warn_of_newer()
         return self._runtime.scope(None if seed is None else resolve_seed(seed))
 
+    @contextmanager
+    def _seeded(self, seed: int | None) -> Iterator[Runtime]:
+        with self._scope(seed):
+            yield self._runtime if seed is None else replace(self._runtime, seed=resolve_seed(seed))
+
     def predict(
         self, data: Any = None, n: int = 1_000, new: str | Collection[str] = (), *, seed: int | None = None
     ) -> dict[str, Tensor]:
@@ -240,24 +245,18 @@ class Fit:
         chunk: Chunk = "auto",
         seed: int | None = None,
     ) -> Evidence:
-        """Estimate log p(x) at the fitted parameters, and say how far to trust it; see `ingle.log_evidence`.
+        """Estimate log p(x) at the fitted parameters, and say how far to trust it.
 
         All rows of every plate are used, also after a fit in minibatches.
 
         Args:
-            num_samples: number of draws.
-            per: a plate whose elements are estimated one by one.
-            proposal: "guide", "prior" or "ais".
-            defensive: the share of draws from the prior, beside the guide's.
-            given: values of latents that are held fixed.
-            chunk: how many draws go through the program together.
+            num_samples, per, proposal, defensive, given, chunk: as for `ingle.log_evidence`.
             seed: of the draws; None gives the same estimate at every call.
 
         Raises:
             OptionError, ProgramError: as there.
         """
-        with self._scope(seed):
-            runtime = self._runtime if seed is None else replace(self._runtime, seed=resolve_seed(seed))
+        with self._seeded(seed) as runtime:
             return estimate(
                 self._program,
                 runtime,
@@ -273,8 +272,7 @@ class Fit:
         self, num_samples: int = 10_000, *, per: str | None = None, refine: int | None = None, seed: int | None = None
     ) -> ElboGap:
         """What the ELBO lacks to log p(x), and how much of it an encoder lost; see `ingle.elbo_gap`."""
-        with self._scope(seed):
-            runtime = self._runtime if seed is None else replace(self._runtime, seed=resolve_seed(seed))
+        with self._seeded(seed) as runtime:
             return gap_of(self._program, runtime, num_samples=num_samples, per=per, refine=refine)
 
     def to_arviz(
@@ -365,8 +363,7 @@ class Fit:
         Raises:
             OptionError, ProgramError: as there.
         """
-        with self._scope(seed):
-            runtime = self._runtime if seed is None else replace(self._runtime, seed=resolve_seed(seed))
+        with self._seeded(seed) as runtime:
             return report_on(self._program, runtime, objectives, num_samples, compile=compile)
 
     def __repr__(self) -> str:
