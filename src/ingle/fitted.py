@@ -173,9 +173,6 @@ class Fit:
 
         Raises:
             OptionError: n below 1, or more draws than memory can hold; weights of a guide that has none.
-
-        References:
-            Vehtari et al. (2024), Pareto Smoothed Importance Sampling (`weighted`).
         """
         positive_integer("n", n)
         boolean("discrete", discrete)
@@ -271,7 +268,7 @@ class Fit:
     def elbo_gap(
         self, num_samples: int = 10_000, *, per: str | None = None, refine: int | None = None, seed: int | None = None
     ) -> ElboGap:
-        """What the ELBO lacks to log p(x), and how much of it an encoder lost; see `ingle.elbo_gap`."""
+        """What the ELBO lacks to log p(x), and how much of it an encoder lost: as `ingle.elbo_gap`."""
         with self._seeded(seed) as runtime:
             return gap_of(self._program, runtime, num_samples=num_samples, per=per, refine=refine)
 
@@ -303,8 +300,7 @@ class Fit:
 
         Args:
             draws: number of draws.
-            coords: labels for a dimension; the dimension of a plate has the plate's name.
-            dims: names for the dimensions of a variable, in place of those found.
+            coords, dims: labels for a dimension, which has its plate's name; and names in place of those found.
             groups: the groups to make, in place of all; the predictive ones can be large.
             weighted: resample the draws by smoothed importance weights, so that they stand for the posterior and
                 not for the guide; `khat` and `ess` among the attributes, and a warning, say how well.
