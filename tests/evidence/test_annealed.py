@@ -170,3 +170,35 @@ def test_a_start_that_cannot_serve_is_told() -> None:
     assert set(evidence.starts) == {"the guide"}
     assert "AIS did not start from the prior: the prior of 'z' is improper" in repr(evidence)
     assert evidence.log_z == pytest.approx(0.0, abs=5 * evidence.se)  # the integral of the likelihood over z
+
+
+@pytest.mark.parametrize("points", [1, 2, 39])
+def test_refuses_fewer_points_than_batches(points: int) -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ingle.OptionError, match="num_samples must be at least 40"):
+        ingle.log_evidence(model, guide, torch.tensor(0.8), proposal="ais", num_samples=points)
+
+
+def test_prior_of_latents_that_depend_on_one_that_is_summed_out() -> None:
+    """The density that annealing starts from is theirs with the other summed out, without the data."""
+    y = torch.tensor([1.5, -2.0, 0.3], dtype=torch.float64)
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("row", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            z = pyro.sample("z", dist.Normal(4.0 * k - 2.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+    sd = 1.25**0.5
+    one, two = math.log(0.7) + dist.Normal(-2.0, sd).log_prob(y), math.log(0.3) + dist.Normal(2.0, sd).log_prob(y)
+    each = torch.logaddexp(one, two).numpy()
+    found = ingle.log_evidence(model, None, y, proposal="ais", per="row", num_samples=400, **DOUBLE)
+    assert found.pointwise is not None
+    assert np.all(np.abs(found.pointwise.log_z - each) < 5 * found.pointwise.se + 1e-6)
+    assert found.se < 0.3

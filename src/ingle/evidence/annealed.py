@@ -82,11 +82,20 @@ def anneal(sampler: Sampler, sources: list[Proposal], num_samples: int) -> Annea
         sources: where to start from; the first of two is the guide.
         num_samples: points in all.
 
+    Raises:
+        OptionError: fewer points than batches.
+
     References:
         Neal (2001), Annealed Importance Sampling.
         Zhou, Johansen and Aston (2016), Toward Automatic Model Comparison: An Adaptive Sequential Monte Carlo Approach
         (temperatures by the conditional effective sample size).
     """
+    if num_samples < _BATCHES * len(sources):
+        raise OptionError(
+            f"proposal='ais' takes its error from {_BATCHES} independent batches of each of {len(sources)} "
+            f"start{'s' if len(sources) > 1 else ''}, so num_samples must be at least {_BATCHES * len(sources)}, "
+            f"got {num_samples}"
+        )
     counts = [num_samples - num_samples // 2, num_samples // 2] if len(sources) == 2 else [num_samples]
     weights: dict[str, Tensor] = {}
     temperatures = {}

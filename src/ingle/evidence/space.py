@@ -80,7 +80,11 @@ class Space:
         def run(one: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with _Held(one, sampler.elements) as held:
                 found = sampler.joint({})
-            first = found["prior"] if start is None else start.density(held.values)
+                prior = found["prior"]
+                if start is None and sampler.program.enumerated:  # parts of it are summed out with the data's terms
+                    with _Unobserved():
+                        prior = sampler.joint({})["log_p"]
+            first = prior if start is None else start.density(held.values)
             return {"start": first + held.volume, "joint": found["log_p"] + held.volume}
 
         return run
@@ -127,6 +131,14 @@ class _Freed(Messenger):
             msg["value"], msg["done"] = self._values[name], True
             self.points[name] = transform.inv(msg["value"])
             self.event_dims[name] = transform.domain.event_dim
+
+
+class _Unobserved(Messenger):
+    """Hides what is observed, which leaves the density of the latents alone."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            msg["mask"] = False
 
 
 class _Held(Messenger):
