@@ -7,6 +7,7 @@ from ingle.evidence.gap import ElboGap, PointwiseGap, elbo_gap, gap_of
 from ingle.evidence.log_evidence import log_evidence
 from ingle.evidence.psis import khat_threshold, psis
 from ingle.evidence.refuse import why_no_weights
+from ingle.evidence.resampling import systematic
 from ingle.evidence.sampler import Chunk
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "khat_threshold",
     "log_evidence",
     "psis",
+    "systematic",
     "why_no_weights",
 ]

@@ -13,6 +13,7 @@ from ingle.errors import OptionError
 from ingle.evidence.hmc import Bridge, Metric, move
 from ingle.evidence.memory import budget, cost_of
 from ingle.evidence.proposal import Proposal
+from ingle.evidence.resampling import systematic
 from ingle.evidence.sampler import Sampler
 from ingle.evidence.space import Space
 from ingle.evidence.stream import Stream, Summary
@@ -160,7 +161,7 @@ def _pilot(sampler: Sampler, source: Proposal, space: Space, bridge: Bridge, pla
         following = _next(beta, difference)
         weights = (following - beta) * difference
         lengths.append(_variance(weights))
-        state = state.chosen(_resampled(weights))
+        state = state.chosen(systematic(weights))
         metric = Metric.of(state.points)
         beta = following
         for _ in range(2):
@@ -204,15 +205,6 @@ def _share(log_weights: Tensor) -> Tensor:
 def _variance(log_weights: Tensor) -> Tensor:
     """Of the weights in units of their mean."""
     return 1 / _share(log_weights).clamp(min=1e-6) - 1
-
-
-def _resampled(log_weights: Tensor) -> Tensor:
-    """Places of points by systematic resampling, for each element, shape (n, *elements)."""
-    n = len(log_weights)
-    ends = log_weights.softmax(0).cumsum(0).movedim(0, -1).contiguous()
-    offset = torch.rand((*ends.shape[:-1], 1), dtype=ends.dtype, device=ends.device)
-    points = (torch.arange(n, dtype=ends.dtype, device=ends.device) + offset) / n
-    return torch.searchsorted(ends, points.contiguous()).clamp(max=n - 1).movedim(-1, 0)
 
 
 def _run(

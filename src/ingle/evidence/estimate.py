@@ -216,8 +216,7 @@ def _weigh(stream: Stream, sampler: Sampler, sources: list[Proposal], counts: li
     shares = (shares / shares.sum()).log()
     for values, own in sampler.blocks(sources[place], counts[place], stream=place):
         n = len(own)
-        if place == 0 and sampler.engine == "eager":
-            sampler.compile(values, counts[0])
+        sampler.compile(values, counts[place])
         terms = [
             (own if other == place else sampler.log_q(source, values, n)) + shares[other]
             for other, source in enumerate(sources)

@@ -74,6 +74,7 @@ class Sampler:
         self._chunk = chunk
         self._written: int | None = None
         self._compiled: CompiledFunction | None = None
+        self._tried = False  # to compile
         self._most: dict[str, int] = {}  # draws that fit in memory together, by what is done with them
 
     def blocks(self, proposal: Proposal, n: int, *, stream: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -119,12 +120,15 @@ class Sampler:
             return self.each("joint", self.joint, n, given=values, chunk=chunk)
 
     def compile(self, values: Mapping[str, Tensor], n: int) -> None:
-        """Compile the log joint where `n` draws write so much that it pays; what cannot be compiled stays as it is.
+        """Compile the log joint where `n` draws write so much that it pays, and where it can be; tried once.
 
         Args:
             values: draws, a chunk of them or more where there are as many.
             n: how many draws are to come.
         """
+        if self._tried:
+            return
+        self._tried = True
         chunk = self._sized(values)
         names = list(values)
         enough = bool(names) and (self._written or 0) * n >= _WORTH and min(n // 4, len(values[names[0]])) >= chunk

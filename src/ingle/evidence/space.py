@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -15,9 +15,7 @@ from ingle.evidence.proposal import Proposal
 from ingle.evidence.sampler import Sampler
 from ingle.program import together
 
-__all__ = ["Space", "Start"]
-
-Start = Literal["guide", "prior"]
+__all__ = ["Space"]
 
 
 class Space:
@@ -34,7 +32,7 @@ class Space:
     def __init__(self, sampler: Sampler, proposal: Proposal) -> None:
         self._sampler = sampler
         self._names = proposal.latents
-        self._event_dims: dict[str, int] = {}
+        self._axes: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         values, n = sampler.first(proposal)
         self.size = self.points(values, n).shape[-1]
@@ -44,9 +42,9 @@ class Space:
         sampler = self._sampler
 
         def run(one: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            with _Freed(one) as freed:
+            with _Freed(one, sampler.elements) as freed:
                 sampler.joint({})
-            self._event_dims = freed.event_dims
+            self._axes = freed.axes
             return freed.points
 
         with sampler.program.explained("model"):
@@ -94,7 +92,7 @@ class Space:
         elements = self._sampler.elements
         if elements.plate is None:
             return value.reshape(len(value), -1)
-        return value.movedim(self._axis(name), 1).reshape(len(value), elements.size, -1)
+        return value.movedim(self._axes[name], 1).reshape(len(value), elements.size, -1)
 
     def _named(self, points: Tensor) -> dict[str, Tensor]:
         """Points as unconstrained values by name, shape (n, *shape)."""
@@ -107,22 +105,20 @@ class Space:
             if elements.plate is None:
                 found[name] = part.reshape(len(points), *shape)
             else:
-                del shape[self._axis(name)]
-                found[name] = part.reshape(len(points), elements.size, *shape).movedim(1, self._axis(name))
+                del shape[self._axes[name]]
+                found[name] = part.reshape(len(points), elements.size, *shape).movedim(1, self._axes[name])
         return found
-
-    def _axis(self, name: str) -> int:
-        return self._sampler.elements.dim - self._event_dims[name]
 
 
 class _Freed(Messenger):
-    """Gives latents their values, and notes where those lie unconstrained."""
+    """Gives latents their values, and notes where those lie unconstrained, and in which axis of them the elements."""
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], elements: Elements) -> None:
         super().__init__()
         self._values = values
+        self._elements = elements
         self.points: dict[str, Tensor] = {}
-        self.event_dims: dict[str, int] = {}
+        self.axes: dict[str, int] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -130,7 +126,9 @@ class _Freed(Messenger):
             transform = biject_to(msg["fn"].support)
             msg["value"], msg["done"] = self._values[name], True
             self.points[name] = transform.inv(msg["value"])
-            self.event_dims[name] = transform.domain.event_dim
+            for frame in msg["cond_indep_stack"]:  # a plate may have another dimension around another latent
+                if frame.name == self._elements.plate:
+                    self.axes[name] = frame.dim - transform.domain.event_dim
 
 
 class _Unobserved(Messenger):

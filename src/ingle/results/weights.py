@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ingle.errors import IngleWarning, OptionError, warn
-from ingle.evidence import khat_threshold, psis, why_no_weights
+from ingle.evidence import khat_threshold, psis, systematic, why_no_weights
 from ingle.program import Program
 from ingle.results.draws import guided_with_density
 from ingle.results.likelihood import evaluate
@@ -50,14 +49,12 @@ def resampled(log_weights: Tensor) -> tuple[Tensor, dict[str, Any]]:
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
         Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
-        Kitagawa (1996), Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models.
     """
     n = len(log_weights)
     if n < _FEWEST:
         raise OptionError(f"weighted draws come by smoothing the tail of at least {_FEWEST} weights, got draws={n}")
     log_smoothed, tail = psis(log_weights)
-    weights, khat = log_smoothed.exp().cpu(), float(tail)
-    ess = 1 / float(weights.square().sum())
+    khat, ess = float(tail), 1 / float(log_smoothed.exp().square().sum())
     threshold = khat_threshold(n)
     if not khat < threshold:
         warn(
@@ -66,7 +63,4 @@ def resampled(log_weights: Tensor) -> tuple[Tensor, dict[str, Any]]:
             "posterior. Fit a guide of a wider family, or take more draws",
             IngleWarning,
         )
-    places = torch.arange(n, dtype=torch.float64, device="cpu")
-    points = (places + torch.rand((), dtype=torch.float64, device="cpu")) / n
-    chosen = torch.searchsorted(weights.cumsum(0), points).clamp(max=n - 1)
-    return chosen.to(log_weights.device), {"khat": khat, "khat_threshold": threshold, "ess": ess}
+    return systematic(log_smoothed), {"khat": khat, "khat_threshold": threshold, "ess": ess}
