@@ -1,12 +1,13 @@
 """Long NUTS runs on the models that ship with Ingle, summarised for the tests that compare a guide with the posterior.
 
 Each model gets two chains, one after the other, in float64. The means, standard deviations, bulk effective sample
-sizes and R-hats of every latent go to tests/references.json, once the chains of every model agree. From the root of
-the repository, in about twenty minutes on one core:
+sizes and R-hats of every latent go to tests/references.json, once the chains of a model agree. From the root of the
+repository, for all models or those that are named:
 
-    python -m benchmarks.references
+    python -m benchmarks.references [eight_schools …]
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -177,25 +178,27 @@ def summary(problem: Problem, chains: list[Draws]) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Samples each model in turn and writes the summaries."""
+    """Samples each model in turn and writes its summary beside those that are there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="name", help="models to sample; all where none is named")
+    names = parser.parse_args().names
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    result: dict[str, Any] = {
-        "versions": {"torch": torch.__version__, "pyro": pyro.__version__},
-        "warmup": {},
-        "draws": {},
-        "seeds": {},
-        "divergences": {},
-        "models": {},
-    }
-    for problem in problems():
+    chosen = [problem for problem in problems() if not names or problem.name in names]
+    for problem in chosen:
         runs = [chain(problem, seed) for seed in problem.seeds]
-        result["warmup"][problem.name] = problem.warmup
-        result["draws"][problem.name] = problem.draws
-        result["seeds"][problem.name] = problem.seeds
-        result["divergences"][problem.name] = [divergences for _, divergences in runs]
-        result["models"][problem.name] = summary(problem, [draws for draws, _ in runs])
-    OUTPUT.write_text(json.dumps(result, indent=1) + "\n")
+        found = {
+            "versions": {"torch": torch.__version__, "pyro": pyro.__version__},
+            "warmup": problem.warmup,
+            "draws": problem.draws,
+            "seeds": problem.seeds,
+            "divergences": [divergences for _, divergences in runs],
+            "models": summary(problem, [draws for draws, _ in runs]),
+        }
+        result = json.loads(OUTPUT.read_text())
+        for key, value in found.items():
+            result.setdefault(key, {})[problem.name] = value
+        OUTPUT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
