@@ -73,14 +73,12 @@ def add_theta(draws: Draws) -> Draws:
 
 
 def order_components(draws: Draws) -> Draws:
-    """Relabels each draw so that component 0 has the larger location in column 0."""
-    order = draws["loc"][..., 0].argsort(dim=-1, descending=True)
-    rows = order.unsqueeze(-1).expand_as(draws["loc"])
-    return {
-        "weights": draws["weights"].gather(-1, order),
-        "loc": draws["loc"].gather(-2, rows),
-        "scale": draws["scale"].gather(-2, rows),
-    }
+    """Relabels each draw so that the locations ascend in column 0."""
+    order = draws["loc"][..., 0].argsort(dim=-1)
+    ordered = {"weights": draws["weights"].gather(-1, order)}
+    for name in draws.keys() - ordered.keys():
+        ordered[name] = draws[name].gather(-2, order.unsqueeze(-1).expand_as(draws[name]))
+    return ordered
 
 
 def problems() -> Iterator[Problem]:
@@ -108,7 +106,18 @@ def problems() -> Iterator[Problem]:
         draws=1500,
         seeds=(3, 4),
         finish=order_components,
-        init_strategy=init_to_value(values={"loc": torch.tensor([[0.7, 0.7], [-1.25, -1.2]])}),
+        init_strategy=init_to_value(values={"loc": torch.tensor([[-1.25, -1.2], [0.7, 0.7]])}),
+        max_plate_nesting=1,
+    )
+    yield Problem(
+        name="gaussian_mixture_full",
+        model=config_enumerate(GaussianMixture(2, "full"), default="parallel"),
+        data={"x": x},
+        warmup=300,
+        draws=1000,
+        seeds=(7, 8),
+        finish=order_components,
+        init_strategy=init_to_value(values={"loc": torch.tensor([[-1.25, -1.2], [0.7, 0.7]])}),
         max_plate_nesting=1,
     )
 

@@ -63,9 +63,17 @@ class Clusters(NamedTuple):
         component = dist.Categorical(self.weights.unsqueeze(-2)).expand((*self.weights.shape[:-1], n)).sample()
         return component, _point(self, component).sample()
 
-    def ordered(self) -> Clusters:
-        """The same mixtures with their labels made canonical: in the order of the first column of `loc`, ascending."""
-        return self._take(self.loc[..., 0].argsort(-1))
+    def ordered(self, *, together: bool = False) -> Clusters:
+        """The same mixtures with their labels made canonical: the first column of `loc` ascends.
+
+        Args:
+            together: the same order for all of them, that of their mean, as for draws from a guide, whose labels mean
+                the same in every draw; otherwise each in its own, as for draws of NUTS, where labels switch.
+        """
+        first = self.loc[..., 0]
+        if together:
+            first = first.reshape(-1, first.shape[-1]).mean(0).expand(first.shape)
+        return self._take(first.argsort(-1))
 
     def like(self, x: Tensor) -> Clusters:
         """The same numbers in the dtype and on the device of x."""
@@ -309,7 +317,8 @@ def plate_of_starts(starts: int) -> AbstractContextManager[Any]:
 
 def _points(clusters: Clusters, x: Tensor | None, n: int) -> Tensor:
     with pyro.plate("point", n) as i:
-        component = pyro.sample("component", dist.Categorical(clusters.weights))
+        labels: Any = {"exchangeable": "value"}
+        component = pyro.sample("component", dist.Categorical(clusters.weights), infer=labels)
         points: Tensor = pyro.sample("x", _point(clusters, component), obs=None if x is None else x[i])
     return points
 

@@ -47,6 +47,7 @@ DATA = Path(__file__).parents[1] / "examples" / "data"
 _REFERENCES = json.loads((Path(__file__).parent / "references.json").read_text())["models"]
 EIGHT_SCHOOLS = _REFERENCES["eight_schools"]
 MIXTURE = _REFERENCES["gaussian_mixture"]
+FULL_MIXTURE = _REFERENCES["gaussian_mixture_full"]
 RADON = _REFERENCES["radon_varying_intercepts"]
 
 

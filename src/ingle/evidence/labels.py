@@ -28,10 +28,12 @@ class Labels:
     Attributes:
         dims: of each such latent the dimension of its value, negative.
         size: K, how many labels there are.
+        values: discrete latents whose values are labels, as the assignments to components.
     """
 
     dims: Mapping[str, int]
     size: int
+    values: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         """Whether there is more than one order."""
@@ -47,13 +49,14 @@ class Labels:
 
     def reordered(self, values: Mapping[str, Tensor], order: Iterable[int]) -> dict[str, Tensor]:
         """Draws with their labels in another order."""
-        places = list(order)
-        return {
-            name: value.index_select(self.dims[name], torch.tensor(places, device=value.device))
-            if name in self.dims
-            else value
-            for name, value in values.items()
-        }
+        places = torch.tensor(list(order))
+        found = dict(values)
+        for name, value in values.items():
+            if name in self.dims:
+                found[name] = value.index_select(self.dims[name], places.to(value.device))
+            elif name in self.values:  # what was label places[j] is label j now
+                found[name] = places.argsort().to(value.device)[value.long()].to(value.dtype)
+        return found
 
     def check(self, sampler: Sampler, values: Mapping[str, Tensor], n: int) -> None:
         """See on `n` draws that the model does not tell labels apart.
@@ -114,27 +117,31 @@ class EveryOrder(Proposal):
 
 
 def read_labels(nodes: Iterable[Any], *, given: Mapping[str, Tensor], per: str | None) -> Labels:
-    """The labels of a run of a model, from `infer={"exchangeable": dim}` at its latents.
+    """The labels of a run of a model, from `infer={"exchangeable": dim}` at its latents, or "value" for assignments.
 
     Raises:
         ProgramError: dimensions that are none, or of different sizes.
     """
     dims: dict[str, int] = {}
     sizes: dict[str, int] = {}
+    labels: set[str] = set()
     for node in nodes:
         dim = node["infer"].get("exchangeable")
         if dim is None or node["is_observed"]:
             continue
         name, shape = node["name"], tuple(node["value"].shape)
+        if dim == "value":
+            labels.add(name)
+            continue
         if isinstance(dim, bool) or not isinstance(dim, int) or not -len(shape) <= dim < 0:
             raise ProgramError(
                 f"infer={{'exchangeable': {dim!r}}} at site {name!r} must be a negative dimension of its value, which "
-                f"has shape {shape}"
+                f"has shape {shape}, or 'value' where the values themselves are labels"
             )
         dims[name], sizes[name] = dim, shape[dim]
-    if not dims or per is not None or set(dims) & set(given):
+    if not dims or per is not None or (set(dims) | labels) & set(given):
         return Labels({}, 1)
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{size} at {name!r}" for name, size in sizes.items())
         raise ProgramError(f"sites marked exchangeable must have as many labels each, and have {told}")
-    return Labels(dims, next(iter(sizes.values())))
+    return Labels(dims, next(iter(sizes.values())), frozenset(labels))
