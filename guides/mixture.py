@@ -23,8 +23,9 @@ __all__ = ["GaussianMixtureGuide", "maximum_likelihood_guide"]
 class GaussianMixtureGuide:
     """Independent factors: weights Dirichlet, locations Normal, scales LogNormal; assignments left out or Categorical.
 
-    With full covariances the columns of a location depend on one another, MultivariateNormal, the squares of the
-    Bartlett factor's diagonal are LogNormal, and its entries below Normal.
+    With full covariances the columns of a location depend on one another, MultivariateNormal; the squares of the
+    Bartlett factor's diagonal are LogNormal, and the entries before it Normal around multiples of it, since the data
+    tell the ratios of a row well, and its size less well.
 
     The Dirichlet is a total times shares. The total starts at N, where the posterior's lies for components well
     apart, because its own gradient is faint. Labels begin in the order of the first column of the locations, and stay
@@ -60,7 +61,7 @@ class GaussianMixtureGuide:
             x: points, shape (N, D).
         """
         model = self.model
-        k, columns = model.num_components, x.shape[1]
+        k = model.num_components
         with plate_of_starts(model.starts):
             place = (model.starts, 1) if model.starts > 1 else ()
             total = torch.full((*place, 1), float(len(x)))
@@ -72,9 +73,7 @@ class GaussianMixtureGuide:
             with pyro.plate("component_k", k):
                 if model.covariance == "full":
                     self._location_of_many(x)
-                    _log_normal("factor_square", lambda: self._factor(x).diagonal(dim1=-2, dim2=-1).square(), 1)
-                    rows, before = torch.tril_indices(columns, columns, -1)
-                    _normal("factor_below", lambda: self._factor(x)[..., rows, before], 1)
+                    self._bartlett_factor(x)
                 else:
                     _normal("loc", lambda: self._begin(x).loc, 1)
                     _log_normal("scale", lambda: self._begin(x).scale, int(model.covariance == "diagonal"))
@@ -126,12 +125,24 @@ class GaussianMixtureGuide:
             return Clusters.far_apart(x, model.num_components, model.covariance, model.starts, self.seed)
         return self.start.like(x)
 
-    def _factor(self, x: Tensor) -> Tensor:
-        """The Bartlett factor where the guide begins, shape (…, K, D, D)."""
-        scale = self._begin(x).scale
-        identity = torch.eye(x.shape[1]).expand(scale.shape)
-        inverse: Tensor = torch.linalg.solve_triangular(scale, identity, upper=False)
-        return self.model.spread / self.model.num_components * inverse
+    def _bartlett_factor(self, x: Tensor) -> None:
+        columns = x.shape[1]
+        rows, before = torch.tril_indices(columns, columns, -1)
+
+        def start() -> Tensor:
+            scale = self._begin(x).scale
+            identity = torch.eye(columns).expand(scale.shape)
+            inverse: Tensor = torch.linalg.solve_triangular(scale, identity, upper=False)
+            return self.model.spread / self.model.num_components * inverse
+
+        def ratios() -> Tensor:
+            factor = start()
+            return (factor / factor.diagonal(dim1=-2, dim2=-1).unsqueeze(-1))[..., rows, before]
+
+        square = _log_normal("factor_square", lambda: start().diagonal(dim1=-2, dim2=-1).square(), 1)
+        ratio = pyro.param("factor_below_ratio", ratios)
+        scale = pyro.param("factor_below_scale", torch.full(ratio.shape, 0.1), constraint=constraints.softplus_positive)
+        pyro.sample("factor_below", dist.Normal(ratio * square.sqrt()[..., rows], scale).to_event(1))
 
     def _location_of_many(self, x: Tensor) -> None:
         loc = pyro.param("loc_loc", lambda: self._begin(x).loc)
@@ -150,7 +161,8 @@ def _normal(name: str, start: Callable[[], Tensor], event_dim: int) -> None:
     pyro.sample(name, dist.Normal(loc, scale).to_event(event_dim))
 
 
-def _log_normal(name: str, start: Callable[[], Tensor], event_dim: int) -> None:
+def _log_normal(name: str, start: Callable[[], Tensor], event_dim: int) -> Tensor:
     loc = pyro.param(f"{name}_loc", lambda: start().log())
     scale = pyro.param(f"{name}_scale", torch.full(loc.shape, 0.1), constraint=constraints.softplus_positive)
-    pyro.sample(name, dist.LogNormal(loc, scale).to_event(event_dim))
+    value: Tensor = pyro.sample(name, dist.LogNormal(loc, scale).to_event(event_dim))
+    return value
