@@ -3,10 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test long lint bench clean
+.PHONY: demo examples test long lint bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
+
+examples: $(READY)
+	for example in examples/*.py; do echo "== $$example" && $(BIN)/python $$example || exit 1; done
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

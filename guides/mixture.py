@@ -133,7 +133,7 @@ class GaussianMixtureGuide:
             scale = self._begin(x).scale
             identity = torch.eye(columns).expand(scale.shape)
             inverse: Tensor = torch.linalg.solve_triangular(scale, identity, upper=False)
-            return self.model.spread / self.model.num_components * inverse
+            return self.model.typical_sd * inverse
 
         def ratios() -> Tensor:
             factor = start()

@@ -135,9 +135,9 @@ class GaussianMixture:
     x_i ~ Normal(loc_component[i], covariance_component[i]), where the covariance is
 
     - "spherical": scale_k^2 I, "diagonal": scale_k^2 for each column, scale ~ LogNormal(log(spread / K), 1);
-    - "full": inverse Wishart of mean (spread / K)^2 I with D + 2 degrees of freedom. Its latents are the entries of
+    - "full": inverse Wishart of mean (spread / 2K)^2 I with D + 2 degrees of freedom. Its latents are entries of
       the Bartlett factor F_k, lower triangular, squares of the diagonal chi-squared with 3, …, D + 2 degrees of
-      freedom, standard normal below: covariance_k = (spread / K)^2 (F_k' F_k)^-1.
+      freedom, standard normal below: covariance_k = (spread / 2K)^2 (F_k' F_k)^-1.
 
     `centre` and `spread` are given, since a prior that looks at the data would count them twice; standardised
     columns go well with the defaults. A guide that leaves `component` out has it summed out. Components are marked
@@ -211,6 +211,11 @@ class GaussianMixture:
             log_normal = log_normal.expand([columns]).to_event(1)
             return Clusters(weights, loc, pyro.sample("scale", log_normal, infer=rows))
 
+    @property
+    def typical_sd(self) -> float:
+        """The root of the prior mean of a variance, where covariances are full."""
+        return self.spread / (2 * self.num_components)
+
     def cholesky(self, square: Tensor, below: Tensor) -> Tensor:
         """Cholesky factors of full covariances, shape (…, D, D), from the entries of F as its sites have them."""
         columns = square.shape[-1]
@@ -220,7 +225,7 @@ class GaussianMixture:
         factor = torch.diag_embed(square.sqrt()) + (below @ into).unflatten(-1, (columns, columns))
         identity = torch.eye(columns).expand(factor.shape)
         inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
-        return self.spread / self.num_components * inverse
+        return self.typical_sd * inverse
 
     def clusters(self, draws: Mapping[str, Tensor]) -> Clusters:
         """Draws by site, as `Fit.draws` and NUTS give them, as `Clusters` with the draws as first axis."""

@@ -91,13 +91,13 @@ def test_ancestral_draws_have_the_moments_of_the_mixture(covariance: Covariance)
 
 def test_prior_of_full_covariances_is_an_inverse_wishart() -> None:
     """The density of the precision F'F by the sites of its factor and their Jacobian, against torch's Wishart."""
-    model, columns = GaussianMixture(4, "full", spread=4.0), 3
+    model, columns = GaussianMixture(4, "full", spread=8.0), 3
     pyro.set_rng_seed(1)
     trace = poutine.trace(model.prior).get_trace(columns)
     trace.compute_log_prob()
     square, below = (trace.nodes[name]["value"].double() for name in ("factor_square", "factor_below"))
     scale = model.cholesky(square, below).double()
-    precision = torch.linalg.inv(scale @ scale.mT)  # (spread / K)^2 = 1 here
+    precision = torch.linalg.inv(scale @ scale.mT)  # typical_sd is 1 here
     ours = trace.nodes["factor_square"]["log_prob"] + trace.nodes["factor_below"]["log_prob"]
 
     def from_entries(entries: Tensor) -> Tensor:

@@ -18,14 +18,14 @@ from ingle.guides import hierarchical as hierarchical_guides
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
-from ingle.models.mixture import GaussianMixture
+from ingle.models.mixture import Covariance, GaussianMixture
 from ingle.models.vae import VAE
 
 matplotlib.use("Agg")
 
 
-def mixture() -> ingle.Fit:
-    model = GaussianMixture(2)
+def mixture(covariance: Covariance) -> ingle.Fit:
+    model = GaussianMixture(2, covariance)
     return ingle.fit(model, GaussianMixtureGuide(model), old_faithful()[:40], steps=20)
 
 
@@ -50,7 +50,9 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         {name: column[:60] for name, column in radon_data().items()},
         steps=20,
     ),
-    "mixture": mixture,
+    "mixture": lambda: mixture("diagonal"),
+    "mixture_spherical": lambda: mixture("spherical"),
+    "mixture_full": lambda: mixture("full"),
     "vae": vae,
 }
 LOCAL = {"eight_schools", "eight_schools_centred", "vae"}
@@ -100,7 +102,7 @@ def test_arviz_takes_every_pair(name: str, tmp_path: Path) -> None:
 
 
 def test_every_shipped_model_is_here() -> None:
-    shipped = {*hierarchical.__all__, "mixture", "vae"}
+    shipped = {*hierarchical.__all__, "mixture", "mixture_spherical", "mixture_full", "vae"}
     assert shipped == set(PAIRS)
     files = {path.stem for path in Path(hierarchical.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == {"hierarchical", "mixture", "vae"}
