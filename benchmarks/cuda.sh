@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# On one CUDA device, in about eight minutes: the engine's tests (same noise, same losses; fresh noise at every step),
-# then the timings, which begin with the same question for every case. Fails loudly, after it has run what it can.
+# On one CUDA device, in about ten minutes: the engine's tests (same noise, same losses; fresh noise at every step), the
+# examples in short, then the timings, which begin with the same question for every case. Fails loudly, after it has run
+# what it can.
 #
 # On a machine that reaches a package index:       bash benchmarks/cuda.sh
-# On one that does not, carry wheels of pyro-ppl, pyro-api, opt_einsum, arviz, pytest and what they lack in a folder:
+# On one that does not, carry wheels of pyro-ppl, pyro-api, opt_einsum, arviz, pytest, scikit-learn and what they lack
+# in a folder:
 #                                                  WHEELS=folder bash benchmarks/cuda.sh
 # NumPyro is compared with where it is installed with a JAX for the device, and its rows say so where it is not.
-# Output goes to $OUT (default: out/cuda): tests.log, svi.md, svi.log, svi.json, evidence.md. TESTS, TESTS_SECONDS,
-# SVI_SECONDS, EVIDENCE_SECONDS and the options of benchmarks.svi after the name of this script change what is run.
+# Output goes to $OUT (default: out/cuda): tests.log, examples.log, svi.md, svi.log, svi.json, evidence.md. TESTS,
+# TESTS_SECONDS, EXAMPLES_SECONDS, SVI_SECONDS, EVIDENCE_SECONDS and the options of benchmarks.svi after the name of this
+# script change what is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT="${OUT:-out/cuda}"
@@ -30,7 +33,7 @@ import torch
 
 if not torch.cuda.is_available():
     sys.exit("no CUDA device")
-missing = [name for name in ("pyro", "arviz", "pandas", "pytest") if importlib.util.find_spec(name) is None]
+missing = [name for name in ("pyro", "arviz", "pandas", "pytest", "sklearn", "matplotlib") if importlib.util.find_spec(name) is None]
 if missing:
     sys.exit(f"carry wheels of: {', '.join(missing)}")
 print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {torch.cuda.get_device_name()}")
@@ -41,6 +44,10 @@ failed=""
 # shellcheck disable=SC2086  # TESTS may name several files
 timeout "${TESTS_SECONDS:-180}" python3 -m pytest --device cuda --dtype float32 -q ${TESTS:-tests/engine tests/evidence/test_log_evidence.py} 2>&1 |
     tee "$OUT/tests.log" || failed="the tests"
+timeout "${EXAMPLES_SECONDS:-150}" bash -e -o pipefail -c 'for example in examples/*.py; do
+    echo "== $example"
+    python3 "$example" --smoke --device cuda --out "$0/examples"
+done' "$OUT" 2>&1 | tee "$OUT/examples.log" || failed="${failed:+$failed and }the examples"
 timeout "${SVI_SECONDS:-280}" python3 -m benchmarks.svi --device cuda --threads "$(nproc)" --rounds 5 --seconds 0.5 \
     --json "$OUT/svi.json" "$@" 2> >(tee "$OUT/svi.log" >&2) | tee "$OUT/svi.md" ||
     failed="${failed:+$failed and }the timings"
