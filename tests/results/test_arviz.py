@@ -15,9 +15,11 @@ from support import arviz_line, az, eight_schools_data, old_faithful, radon_data
 
 import ingle
 from ingle.guides import hierarchical as hierarchical_guides
+from ingle.guides.coin import CoinGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
+from ingle.models.coin import Coin
 from ingle.models.mixture import GaussianMixture
 from ingle.models.vae import VAE
 
@@ -32,6 +34,10 @@ def mixture() -> ingle.Fit:
 def vae() -> ingle.Fit:
     model = VAE(6, 2)
     return ingle.fit(model, VAEGuide(model), (torch.rand(12, 6) > 0.5).float(), steps=20)
+
+
+def coin() -> ingle.Fit:
+    return ingle.fit(Coin(), CoinGuide(Coin()), torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]), steps=20)
 
 
 PAIRS: dict[str, Callable[[], ingle.Fit]] = {
@@ -50,6 +56,7 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         {name: column[:60] for name, column in radon_data().items()},
         steps=20,
     ),
+    "coin": coin,
     "mixture": mixture,
     "vae": vae,
 }
@@ -100,7 +107,7 @@ def test_arviz_takes_every_pair(name: str, tmp_path: Path) -> None:
 
 
 def test_every_shipped_model_is_here() -> None:
-    shipped = {*hierarchical.__all__, "mixture", "vae"}
+    shipped = {*hierarchical.__all__, "coin", "mixture", "vae"}
     assert shipped == set(PAIRS)
     files = {path.stem for path in Path(hierarchical.__file__).parent.glob("*.py")} - {"__init__"}
-    assert files == {"hierarchical", "mixture", "vae"}
+    assert files == {"coin", "hierarchical", "mixture", "vae"}
