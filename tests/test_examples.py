@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WRITES = {
+    "coin.py": ["coin.png"],
     "custom_model.py": [
         "custom_model.fit",
         "custom_model.nc",
