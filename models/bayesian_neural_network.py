@@ -30,24 +30,26 @@ class BayesianNeuralNetwork:
     training data, after which the units of x and y do not matter; the bare class takes x and y as standardised
     already. Predictions are in the units of y either way.
 
-    The posterior has many modes by symmetry alone: hidden units may be put in any order, and with "tanh" each may
-    change its sign together with the weights that leave it, which makes H! 2^H copies for one layer of H units. A guide
-    holds one of them. Predictions do not see that; weights and the evidence do: `log_evidence` misses the copies,
-    and weights of so many latents are so uneven that it calls itself unreliable. Take held-out log density instead.
+    The posterior has many modes by symmetry alone: hidden units may stand in any order, and with "tanh" the weights
+    into and out of a unit may all change sign, which makes H! 2^H copies with one layer of H units. A guide holds one
+    of them. Predictions do not see that. The evidence does: `log_evidence` misses the copies, and importance weights
+    over so many latents are so uneven that it calls itself unreliable, which it is. Compare networks by the log density
+    of held-out data instead, and read no meaning into a single weight.
 
     Args:
         num_columns: columns D of x.
         hidden: widths of the hidden layers; none makes the model a linear regression.
         activation: of the hidden layers, "tanh" or "relu".
-        weight_scale: sd of h_{l-1} weight_l where h_{l-1} has unit size; larger lets functions bend more.
-        bias_scale: sd of a bias.
+        weight_scale: prior sd of h_{l-1} weight_l where the entries of h_{l-1} have size 1; where it is larger,
+            functions bend more.
+        bias_scale: prior sd of a bias; a hidden unit turns about bias / weight from the centre of x.
         noise_scale: of the half-normal prior on sigma, in standard deviations of y.
         centre, spread: of the columns of x, in their units: one number for all, or D of them.
         y_centre, y_spread: of y, in its units.
 
     Raises:
-        ValueError: sizes or scales that are not positive, another activation, or as many centres as there are no
-            columns.
+        ValueError: sizes or scales that are not positive, another activation, or a number of centres or
+            spreads that is not D.
 
     References:
         MacKay (1992), A Practical Bayesian Framework for Backpropagation Networks.
@@ -78,7 +80,12 @@ class BayesianNeuralNetwork:
         for name in ("centre", "spread"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.num_columns:
-                raise ValueError(f"{name} has {len(value)} numbers and x has {self.num_columns} columns")
+                raise ValueError(
+                    f"{name} has {len(value)} numbers and num_columns is {self.num_columns}: give one for each column, "
+                    "or one number for all"
+                )
+        if not torch.isfinite(torch.tensor(self.centre)).all() or not math.isfinite(self.y_centre):
+            raise ValueError(f"centre and y_centre must be finite, got {self.centre} and {self.y_centre}")
         for name in ("weight_scale", "bias_scale", "noise_scale", "spread", "y_spread"):
             value = getattr(self, name)
             if not all(0 < one < math.inf for one in (value if isinstance(value, tuple) else (value,))):
@@ -96,8 +103,7 @@ class BayesianNeuralNetwork:
         Raises:
             ValueError: x or y of another shape, values that are not finite, or a column that is constant.
         """
-        plain = (each.to_numpy() if hasattr(each, "to_numpy") else each for each in (x, y))  # pandas goes by labels
-        inputs, outputs = (torch.as_tensor(each, dtype=torch.float64, device="cpu") for each in plain)
+        inputs, outputs = _numbers(x), _numbers(y)
         _refuse(inputs, outputs)
         if len(inputs) < 2:
             raise ValueError(f"x has {len(inputs)} row, and a standard deviation takes 2 at least")
@@ -160,6 +166,13 @@ class BayesianNeuralNetwork:
         found["weight_out"] = (widths[-1],), self.weight_scale / math.sqrt(widths[-1])
         found["bias_out"] = (), self.bias_scale
         return found
+
+
+def _numbers(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", torch.float64)
+    plain = value.to_numpy() if hasattr(value, "to_numpy") else value  # torch would go by the labels of pandas
+    return torch.tensor(plain, dtype=torch.float64, device="cpu")
 
 
 def _refuse(x: Tensor, y: Tensor | None, num_columns: int | None = None) -> None:
