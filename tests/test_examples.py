@@ -20,6 +20,7 @@ WRITES = {
     "digits.py": ["digits.png"],
     "estimators.py": ["estimators.png"],
     "evidence.py": ["evidence.png"],
+    "factor_analysis.py": ["factor_analysis.png"],
     "quickstart.py": [
         f"{fit}{ending}"
         for fit in ("eight_schools", "radon")

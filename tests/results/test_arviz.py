@@ -15,9 +15,11 @@ from support import arviz_line, az, eight_schools_data, old_faithful, radon_data
 
 import ingle
 from ingle.guides import hierarchical as hierarchical_guides
+from ingle.guides.factor_analysis import FactorAnalysisGuide, FactorAnalysisRowGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
+from ingle.models.factor_analysis import FactorAnalysis
 from ingle.models.mixture import GaussianMixture
 from ingle.models.vae import VAE
 
@@ -32,6 +34,11 @@ def mixture() -> ingle.Fit:
 def vae() -> ingle.Fit:
     model = VAE(6, 2)
     return ingle.fit(model, VAEGuide(model), (torch.rand(12, 6) > 0.5).float(), steps=20)
+
+
+def factor_analysis(guide: Any, noise: Any) -> ingle.Fit:
+    model = FactorAnalysis(2, 1, noise=noise)
+    return ingle.fit(model, guide(model), old_faithful()[:40], steps=20)
 
 
 PAIRS: dict[str, Callable[[], ingle.Fit]] = {
@@ -50,10 +57,12 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         {name: column[:60] for name, column in radon_data().items()},
         steps=20,
     ),
+    "factor_analysis": lambda: factor_analysis(FactorAnalysisGuide, "isotropic"),
+    "factor_analysis, a row": lambda: factor_analysis(FactorAnalysisRowGuide, "diagonal"),
     "mixture": mixture,
     "vae": vae,
 }
-LOCAL = {"eight_schools", "eight_schools_centred", "vae"}
+LOCAL = {"eight_schools", "eight_schools_centred", "factor_analysis", "factor_analysis, a row", "vae"}
 
 
 def exported(name: str) -> Any:
@@ -100,7 +109,7 @@ def test_arviz_takes_every_pair(name: str, tmp_path: Path) -> None:
 
 
 def test_every_shipped_model_is_here() -> None:
-    shipped = {*hierarchical.__all__, "mixture", "vae"}
+    shipped = {*hierarchical.__all__, "factor_analysis", "factor_analysis, a row", "mixture", "vae"}
     assert shipped == set(PAIRS)
     files = {path.stem for path in Path(hierarchical.__file__).parent.glob("*.py")} - {"__init__"}
-    assert files == {"hierarchical", "mixture", "vae"}
+    assert files == {"factor_analysis", "hierarchical", "mixture", "vae"}
