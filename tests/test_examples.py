@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WRITES = {
+    "bayesian_neural_network.py": ["bayesian_neural_network_bands.png", "bayesian_neural_network_calibration.png"],
     "coin.py": ["coin.png"],
     "custom_model.py": [
         "custom_model.fit",
@@ -21,6 +22,7 @@ WRITES = {
     "digits.py": ["digits.png"],
     "estimators.py": ["estimators.png"],
     "evidence.py": ["evidence.png"],
+    "factor_analysis.py": ["factor_analysis.png"],
     "mixture.py": ["mixture.png", "mixture_evidence.png"],
     "quickstart.py": [
         f"{fit}{ending}"

@@ -15,11 +15,15 @@ from support import arviz_line, az, eight_schools_data, old_faithful, radon_data
 
 import ingle
 from ingle.guides import hierarchical as hierarchical_guides
+from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
+from ingle.guides.factor_analysis import FactorAnalysisGuide, FactorAnalysisRowGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
+from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 from ingle.models.coin import Coin
+from ingle.models.factor_analysis import FactorAnalysis
 from ingle.models.mixture import Covariance, GaussianMixture
 from ingle.models.vae import VAE
 
@@ -29,6 +33,17 @@ matplotlib.use("Agg")
 def coin() -> ingle.Fit:
     model = Coin()
     return ingle.fit(model, CoinGuide(model), (torch.rand(30) > 0.5).float(), steps=20)
+
+
+def factor_analysis(guide: Any, noise: Any) -> ingle.Fit:
+    model = FactorAnalysis(2, 1, noise=noise)
+    return ingle.fit(model, guide(model), old_faithful()[:40], steps=20)
+
+
+def bayesian_neural_network() -> ingle.Fit:
+    x, y = old_faithful()[:40, :1], old_faithful()[:40, 1]
+    model = BayesianNeuralNetwork(1, hidden=(3,))
+    return ingle.fit(model, BayesianNeuralNetworkGuide(model), {"x": x, "y": y}, steps=20)
 
 
 def mixture(covariance: Covariance) -> ingle.Fit:
@@ -43,7 +58,10 @@ def vae() -> ingle.Fit:
 
 # By file of models/, and what of it.
 PAIRS: dict[str, Callable[[], ingle.Fit]] = {
+    "bayesian_neural_network": bayesian_neural_network,
     "coin": coin,
+    "factor_analysis: isotropic": lambda: factor_analysis(FactorAnalysisGuide, "isotropic"),
+    "factor_analysis: diagonal, a row": lambda: factor_analysis(FactorAnalysisRowGuide, "diagonal"),
     "hierarchical: eight_schools": lambda: ingle.fit(
         hierarchical.eight_schools, hierarchical_guides.eight_schools_guide, eight_schools_data(), steps=20
     ),
@@ -64,7 +82,14 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
     "mixture: full": lambda: mixture("full"),
     "vae": vae,
 }
-LOCAL = {"hierarchical: eight_schools", "hierarchical: eight_schools_centred", "vae"}
+# A latent for each datum, which voids leave-one-out, with a warning.
+LOCAL = {
+    "factor_analysis: isotropic",
+    "factor_analysis: diagonal, a row",
+    "hierarchical: eight_schools",
+    "hierarchical: eight_schools_centred",
+    "vae",
+}
 
 
 def exported(fit: ingle.Fit, seed: int, *, warns: bool) -> Any:

@@ -1,0 +1,97 @@
+"""Guides for factor analysis and probabilistic PCA: one encoder for all rows, or parameters for each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from ingle.models.factor_analysis import FactorAnalysis
+
+__all__ = ["FactorAnalysisGuide", "FactorAnalysisRowGuide"]
+
+
+@dataclass(frozen=True)
+class FactorAnalysisGuide:
+    """q(z_i | x_i) = Normal(bias + weights x_i, covariance), amortised: new rows need no new fit.
+
+    The exact posterior is of this form, with one covariance for all rows, so that neither the family nor the
+    amortisation costs anything: the best ELBO is log p(x).
+
+    Args:
+        model: the factor analysis that this is a guide for.
+
+    References:
+        Lucas, Tucker, Grosse and Norouzi (2019), Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse.
+    """
+
+    model: FactorAnalysis
+
+    def __call__(self, x: Tensor) -> None:
+        """One run of the guide.
+
+        Args:
+            x: data, shape (N, D).
+        """
+        with pyro.plate("row", len(x)) as i:
+            pyro.sample("z", self.encode(x[i]))
+
+    def encode(self, x: Tensor) -> dist.MultivariateNormal:
+        """The guide's distribution of the factors: x of shape (N, D) gives batch shape (N,), event shape (K,)."""
+        d, k = self.model.data_dim, self.model.latent_dim
+        weights = pyro.param("z_weights", torch.zeros(k, d))
+        bias = pyro.param("z_bias", torch.zeros(k))
+        scale_tril = pyro.param("z_scale_tril", 0.1 * torch.eye(k), constraint=constraints.softplus_lower_cholesky)
+        return dist.MultivariateNormal(bias + x @ weights.T, scale_tril=scale_tril)
+
+    def adopt_posterior(self) -> None:
+        """Put the guide at the exact posterior given the model's parameters, in Pyro's store as it is now."""
+        weights, scale_tril = self.model.encoder()
+        store = pyro.get_param_store()
+        store["z_weights"], store["z_scale_tril"] = weights, scale_tril
+        store["z_bias"] = -weights @ pyro.param("mean").detach()
+
+
+@dataclass(frozen=True)
+class FactorAnalysisRowGuide:
+    """q(z_i) = Normal(loc_i, covariance_i), a location and a Cholesky factor of its own for each row.
+
+    N K (K + 3) / 2 numbers in place of an encoder's: no amortisation, and nothing for rows that were not fitted. In
+    minibatches each step moves the rows that were drawn, so that each needs as many visits as steps without.
+
+    Args:
+        model: the factor analysis that this is a guide for.
+
+    References:
+        Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference.
+    """
+
+    model: FactorAnalysis
+
+    def __call__(self, x: Tensor) -> None:
+        """One run of the guide.
+
+        Args:
+            x: data, shape (N, D); only its rows are counted.
+        """
+        n, k = len(x), self.model.latent_dim
+        with pyro.plate("row", n):
+            loc = pyro.param("z_loc", torch.zeros(n, k), event_dim=1)
+            start = (0.1 * torch.eye(k)).repeat(n, 1, 1)
+            scale_tril = pyro.param("z_scale_tril", start, constraint=constraints.softplus_lower_cholesky, event_dim=2)
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=scale_tril))
+
+    def adopt_posterior(self, x: Tensor) -> None:
+        """Put the guide at the exact posterior given the model's parameters, in Pyro's store as it is now.
+
+        Args:
+            x: data of the fit, shape (N, D), in its dtype and on its device.
+        """
+        posterior = self.model.posterior(x)
+        store = pyro.get_param_store()
+        store["z_loc"] = posterior.loc
+        store["z_scale_tril"] = posterior.scale_tril.expand(len(x), -1, -1).clone()
