@@ -17,10 +17,12 @@ import ingle
 from ingle.guides import hierarchical as hierarchical_guides
 from ingle.guides.coin import CoinGuide
 from ingle.guides.mixture import GaussianMixtureGuide
+from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide
 from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
 from ingle.models.coin import Coin
 from ingle.models.mixture import GaussianMixture
+from ingle.models.regression import LinearRegression, LogisticRegression
 from ingle.models.vae import VAE
 
 matplotlib.use("Agg")
@@ -40,6 +42,17 @@ def coin() -> ingle.Fit:
     return ingle.fit(Coin(), CoinGuide(Coin()), torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]), steps=20)
 
 
+def linear() -> ingle.Fit:
+    data = torch.tensor(old_faithful()[:40])
+    return ingle.fit(LinearRegression(), LinearRegressionGuide(LinearRegression()), (data[:, :1], data[:, 1]), steps=20)
+
+
+def logistic() -> ingle.Fit:
+    data = torch.tensor(old_faithful()[:40])
+    model = LogisticRegression()
+    return ingle.fit(model, LogisticRegressionGuide(model), (data[:, :1], data[:, 1] > 0), steps=20)
+
+
 PAIRS: dict[str, Callable[[], ingle.Fit]] = {
     "eight_schools": lambda: ingle.fit(
         hierarchical.eight_schools, hierarchical_guides.eight_schools_guide, eight_schools_data(), steps=20
@@ -57,6 +70,8 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         steps=20,
     ),
     "coin": coin,
+    "linear_regression": linear,
+    "logistic_regression": logistic,
     "mixture": mixture,
     "vae": vae,
 }
@@ -107,7 +122,7 @@ def test_arviz_takes_every_pair(name: str, tmp_path: Path) -> None:
 
 
 def test_every_shipped_model_is_here() -> None:
-    shipped = {*hierarchical.__all__, "coin", "mixture", "vae"}
+    shipped = {*hierarchical.__all__, "coin", "linear_regression", "logistic_regression", "mixture", "vae"}
     assert shipped == set(PAIRS)
     files = {path.stem for path in Path(hierarchical.__file__).parent.glob("*.py")} - {"__init__"}
-    assert files == {"coin", "hierarchical", "mixture", "vae"}
+    assert files == {"coin", "hierarchical", "mixture", "regression", "vae"}
