@@ -22,10 +22,12 @@ import pyro
 import torch
 from pyro.infer import MCMC, NUTS, config_enumerate
 from pyro.infer.autoguide.initialization import init_to_uniform, init_to_value
+from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch import Tensor
 
 from ingle.models.hierarchical import eight_schools, radon_varying_intercepts
 from ingle.models.mixture import GaussianMixture
+from ingle.models.regression import LinearRegression, LogisticRegression
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "examples" / "data"
@@ -133,6 +135,28 @@ def problems() -> Iterator[Problem]:
         warmup=500,
         draws=1500,
         seeds=(5, 6),
+    )
+
+    x, y = (torch.tensor(part, dtype=torch.float64) for part in load_diabetes(return_X_y=True, scaled=False))
+    x = x[:, [1, 2, 3, 6, 8]]  # sex, body mass index, blood pressure, high-density lipoproteins, triglycerides
+    yield Problem(
+        name="linear_regression",
+        model=LinearRegression.standardised(x, y),
+        data={"x": x, "y": y},
+        warmup=500,
+        draws=2500,
+        seeds=(7, 8),
+    )
+
+    x, y = (torch.tensor(part, dtype=torch.float64) for part in load_breast_cancer(return_X_y=True))
+    x = x[:, [0, 1, 4, 7, 8]]  # mean radius, texture, smoothness, concave points, symmetry
+    yield Problem(
+        name="logistic_regression",
+        model=LogisticRegression.standardised(x),
+        data={"x": x, "y": y},
+        warmup=500,
+        draws=2500,
+        seeds=(9, 10),
     )
 
 

@@ -29,6 +29,7 @@ WRITES = {
         for fit in ("eight_schools", "radon")
         for ending in (".nc", "_loss.png", "_forest.png", "_predictive.png", "_prior.png")
     ],
+    "regression.py": ["regression_coefficients.png", "regression_lines.png"],
 }
 
 

@@ -19,12 +19,14 @@ from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
 from ingle.guides.factor_analysis import FactorAnalysisGuide, FactorAnalysisRowGuide
 from ingle.guides.mixture import GaussianMixtureGuide
+from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide
 from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
 from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 from ingle.models.coin import Coin
 from ingle.models.factor_analysis import FactorAnalysis
 from ingle.models.mixture import Covariance, GaussianMixture
+from ingle.models.regression import LinearRegression, LogisticRegression
 from ingle.models.vae import VAE
 
 matplotlib.use("Agg")
@@ -44,6 +46,16 @@ def bayesian_neural_network() -> ingle.Fit:
     x, y = old_faithful()[:40, :1], old_faithful()[:40, 1]
     model = BayesianNeuralNetwork(1, hidden=(3,))
     return ingle.fit(model, BayesianNeuralNetworkGuide(model), {"x": x, "y": y}, steps=20)
+
+
+def linear_regression() -> ingle.Fit:
+    model, points = LinearRegression(), torch.tensor(old_faithful()[:40])
+    return ingle.fit(model, LinearRegressionGuide(model), (points[:, :1], points[:, 1]), steps=20)
+
+
+def logistic_regression() -> ingle.Fit:
+    model, points = LogisticRegression(), torch.tensor(old_faithful()[:40])
+    return ingle.fit(model, LogisticRegressionGuide(model), (points[:, :1], points[:, 1] > 0), steps=20)
 
 
 def mixture(covariance: Covariance) -> ingle.Fit:
@@ -80,6 +92,8 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
     "mixture: diagonal": lambda: mixture("diagonal"),
     "mixture: spherical": lambda: mixture("spherical"),
     "mixture: full": lambda: mixture("full"),
+    "regression: linear": linear_regression,
+    "regression: logistic": logistic_regression,
     "vae": vae,
 }
 # A latent for each datum, which voids leave-one-out, with a warning.
