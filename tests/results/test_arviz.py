@@ -15,9 +15,11 @@ from support import arviz_line, az, eight_schools_data, old_faithful, radon_data
 
 import ingle
 from ingle.guides import hierarchical as hierarchical_guides
+from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
+from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 from ingle.models.mixture import GaussianMixture
 from ingle.models.vae import VAE
 
@@ -32,6 +34,12 @@ def mixture() -> ingle.Fit:
 def vae() -> ingle.Fit:
     model = VAE(6, 2)
     return ingle.fit(model, VAEGuide(model), (torch.rand(12, 6) > 0.5).float(), steps=20)
+
+
+def bayesian_neural_network() -> ingle.Fit:
+    x = torch.linspace(-1, 1, 30)[:, None]
+    model = BayesianNeuralNetwork(1, hidden=(3,))
+    return ingle.fit(model, BayesianNeuralNetworkGuide(model), {"x": x, "y": x[:, 0].sin()}, steps=20)
 
 
 PAIRS: dict[str, Callable[[], ingle.Fit]] = {
@@ -50,6 +58,7 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         {name: column[:60] for name, column in radon_data().items()},
         steps=20,
     ),
+    "bayesian_neural_network": bayesian_neural_network,
     "mixture": mixture,
     "vae": vae,
 }
@@ -100,7 +109,7 @@ def test_arviz_takes_every_pair(name: str, tmp_path: Path) -> None:
 
 
 def test_every_shipped_model_is_here() -> None:
-    shipped = {*hierarchical.__all__, "mixture", "vae"}
+    shipped = {*hierarchical.__all__, "bayesian_neural_network", "mixture", "vae"}
     assert shipped == set(PAIRS)
     files = {path.stem for path in Path(hierarchical.__file__).parent.glob("*.py")} - {"__init__"}
-    assert files == {"hierarchical", "mixture", "vae"}
+    assert files == {"bayesian_neural_network", "hierarchical", "mixture", "vae"}
