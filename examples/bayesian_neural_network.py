@@ -30,6 +30,8 @@ from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 
 NOISE = 0.3
 HEAD = f"{'':<26}{'50% band':>9}{'90% band':>17}{'log density':>13}{'RMSE':>9}"
+ORANGES = ("#ffe2c6", "#ffc48a")  # opaque tints, so that a band keeps its colour on top of another
+BLUES = ("#8fbbdb", "#1f77b4")
 Array = NDArray[np.float64]
 
 
@@ -62,7 +64,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     how: dict[str, Any] = {"device": options.device, "steps": 20 if options.smoke else None}
 
-    x, y = waves(200, seed=10)
+    x, y = waves(400, seed=10)
     new_x, new_y = waves(4_000, seed=1)
     fits = {activation: fitted(x, y, how, activation=activation) for activation in ("tanh", "relu")}
     print(fits["tanh"], "\n")
@@ -77,7 +79,9 @@ def main() -> None:
     drawn = {name: predicted(fit, grid) for name, fit in fits.items()}
     noise = math.sqrt(process.kernel_.k2.noise_level) * y.std()
     of_process = np.sqrt(np.maximum(process.predict(grid, return_std=True)[1] ** 2 - noise**2, 0))
-    widths = {name: draws["mean"].std(0) for name, draws in drawn.items()} | {"Gaussian process": of_process}
+    widths = {f"network of {name}": draws["mean"].std(0) for name, draws in drawn.items()} | {
+        "Gaussian process": of_process
+    }
     print(f"{'sd of the function at x =':<26}{'1.6 (data)':>12}{'0 (gap)':>12}{'5 (outside)':>13}")
     for name, width in widths.items():
         at = [float(np.interp(place, grid[:, 0], width)) for place in (1.6, 0.0, 5.0)]
@@ -151,15 +155,13 @@ def draw_bands(drawn: dict[str, dict[str, Array]], grid: Array, x: Array, y: Arr
     """Bands of 50 and 90% for the function, and for new data around it."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     for axis, (name, draws) in zip(axes, drawn.items(), strict=True):
-        for site, colour, label in (("y", "tab:orange", "new data"), ("mean", "tab:blue", "function")):
-            for level, strength in ((0.9, 0.25), (0.5, 0.45)):
+        for site, shades, label in (("y", ORANGES, "new data"), ("mean", BLUES, "function")):
+            for level, shade in zip((0.9, 0.5), shades, strict=True):
                 low, high = np.quantile(draws[site], [0.5 - level / 2, 0.5 + level / 2], axis=0)
-                axis.fill_between(
-                    grid[:, 0], low, high, color=colour, alpha=strength, lw=0, label=f"{label}, {level:.0%} band"
-                )
-        axis.plot(grid[:, 0], draws["mean"].mean(0), color="tab:blue", lw=1.2, label="posterior mean")
+                axis.fill_between(grid[:, 0], low, high, color=shade, lw=0, label=f"{label}, {level:.0%} band")
+        axis.plot(grid[:, 0], draws["mean"].mean(0), color="white", lw=1.2, label="posterior mean")
         axis.plot(grid[:, 0], truth(grid[:, 0]), "--", color="black", lw=1.2, label="true function")
-        axis.plot(x[:, 0], y, ".", color="black", ms=3, alpha=0.6, label="data")
+        axis.plot(x[:, 0], y, ".", color="tab:gray", ms=3, label="data", zorder=1.5)
         axis.set(title=f"network of {name}", xlabel="x", xlim=(-5, 5), ylim=(-5, 5))
     axes[0].set_ylabel("y")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
