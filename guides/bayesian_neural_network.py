@@ -24,7 +24,7 @@ class BayesianNeuralNetworkGuide:
 
     The locations start at a draw from the prior, since hidden units that begin as one would stay one; another `seed`
     begins elsewhere and may end in another mode, a little better or worse. The scales start at a tenth of the prior's,
-    and the noise at 0.3 of its prior scale, so that the first steps fit the data before the noise can explain them.
+    and the noise at 0.3 of its prior scale.
 
     What independence costs. Noise comes out a little too large and bands for new data a little too wide, the more so
     the wider the network is for its data, since weights that the data leave open return to their prior and shake the
