@@ -1,7 +1,7 @@
 """Bayesian neural networks: bands of a curve with a gap in its inputs, and how often bands cover held-out data.
 
 A curve with noise of known size, on two sides of a gap, by networks of tanh and of relu, beside a Gaussian process.
-Then the progression of diabetes in 442 patients, a quarter of them held out at a time, beside a linear regression.
+Then the progression of diabetes in 442 patients, each held out once, beside a linear regression.
 
 Run from anywhere: python examples/bayesian_neural_network.py [--out out] [--smoke] [--device cuda]
 """
@@ -71,7 +71,8 @@ def main() -> None:
     kernel = ConstantKernel() * RBF() + WhiteKernel(0.1)
     process = GaussianProcessRegressor(kernel, normalize_y=True).fit(x, y)
     curve = {f"network of {name}": held_out(fit, new_x, new_y) for name, fit in fits.items()}
-    curve["Gaussian process"] = normal(*process.predict(new_x, return_std=True), new_y)
+    mean, sd = process.predict(new_x, return_std=True)
+    curve["Gaussian process"] = normal(mean, sd, new_y)
     print("4,000 new points of the curve, the coverage beside its binomial standard error at 90%", HEAD, sep="\n")
     print(*(held.row(name) for name, held in curve.items()), sep="\n", end="\n\n")
 
@@ -89,14 +90,14 @@ def main() -> None:
     draw_bands(drawn, grid, x, y, options.out / "bayesian_neural_network_bands.png")
 
     networks, lines = [], []
-    for seed in range(1 if options.smoke else 4):
-        (x, y), (new_x, new_y) = diabetes(seed)
-        networks.append(held_out(fitted(x, y, how, seed), new_x, new_y))
+    for quarter in range(1 if options.smoke else 4):
+        (x, y), (new_x, new_y) = diabetes(quarter)
+        networks.append(held_out(fitted(x, y, how, seed=quarter), new_x, new_y))
         line = LinearRegression().fit(x, y)
-        sd = math.sqrt(float(((line.predict(x) - y) ** 2).sum()) / (len(x) - x.shape[1] - 1))
-        lines.append(normal(line.predict(new_x), np.full(len(new_x), sd), new_y))
-    print(f"\nprogression of diabetes, {len(networks)} random quarters of the patients held out", HEAD, sep="\n")
-    print(*(held.row(f"network, split {split}") for split, held in enumerate(networks, 1)), sep="\n")
+        residual = math.sqrt(float(((line.predict(x) - y) ** 2).sum()) / (len(x) - x.shape[1] - 1))
+        lines.append(normal(line.predict(new_x), np.full(len(new_x), residual), new_y))
+    print("\nprogression of diabetes, quarters of the patients held out", HEAD, sep="\n")
+    print(*(held.row(f"network, quarter {number}") for number, held in enumerate(networks, 1)), sep="\n")
     real = {"network of tanh": pooled(networks), "linear regression": pooled(lines)}
     print(*(held.row(f"{name}, pooled") for name, held in real.items()), sep="\n")
     draw_calibration({"curve": curve, "diabetes": real}, options.out / "bayesian_neural_network_calibration.png")
@@ -113,11 +114,12 @@ def truth(x: Array) -> Array:
     return np.asarray(np.sin(2 * x) + 0.3 * x)
 
 
-def diabetes(seed: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Ten measurements and the progression a year later, in their units: rows to fit, rows held out."""
+def diabetes(quarter: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Ten measurements and the progression a year later, in their units: to fit, and a quarter held out."""
     x, y = load_diabetes(return_X_y=True, scaled=False)
-    order = np.random.default_rng(seed).permutation(len(y))
-    held, kept = np.split(order, [111])
+    quarters = np.array_split(np.random.default_rng(0).permutation(len(y)), 4)
+    held = quarters.pop(quarter)
+    kept = np.concatenate(quarters)
     return (x[kept], y[kept]), (x[held], y[held])
 
 
@@ -159,7 +161,7 @@ def draw_bands(drawn: dict[str, dict[str, Array]], grid: Array, x: Array, y: Arr
             for level, shade in zip((0.9, 0.5), shades, strict=True):
                 low, high = np.quantile(draws[site], [0.5 - level / 2, 0.5 + level / 2], axis=0)
                 axis.fill_between(grid[:, 0], low, high, color=shade, lw=0, label=f"{label}, {level:.0%} band")
-        axis.plot(grid[:, 0], draws["mean"].mean(0), color="white", lw=1.2, label="posterior mean")
+        axis.plot(grid[:, 0], draws["mean"].mean(0), color="tab:red", lw=1.2, label="posterior mean")
         axis.plot(grid[:, 0], truth(grid[:, 0]), "--", color="black", lw=1.2, label="true function")
         axis.plot(x[:, 0], y, ".", color="tab:gray", ms=3, label="data", zorder=1.5)
         axis.set(title=f"network of {name}", xlabel="x", xlim=(-5, 5), ylim=(-5, 5))

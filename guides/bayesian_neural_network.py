@@ -24,14 +24,15 @@ class BayesianNeuralNetworkGuide:
 
     The locations start at a draw from the prior, since hidden units that begin as one would stay one; another `seed`
     begins elsewhere and may end in another mode, a little better or worse. The scales start at a tenth of the prior's,
-    and the noise at 0.3 of its prior scale, so that the first steps fit the data before the noise can explain them.
+    and the noise at 0.3 of its prior scale.
 
     What independence costs. Noise comes out a little too large and bands for new data a little too wide, the more so
     the wider the network is for its data, since weights that the data leave open return to their prior and shake the
     function; far too wide a network ignores the data. And where there are no data the band of the function says little.
-    With one layer of "relu" it cannot be wide between two places where it is narrow: in a gap of the inputs it is
-    often narrower than where data are, and it grows outside. With "tanh" it widens in a gap, and outside the data it
-    stays as narrow as among them, since units saturate, however far the function has gone elsewhere.
+    With one layer of "relu" it cannot be wide between two places where it is narrow, on a line through the centre of x:
+    in a gap of the inputs it is often narrower than where data are, and it grows outside. With "tanh" it was seen to
+    widen in a gap, but outside the data it stays as narrow as among them, since units saturate, however far the
+    function has gone elsewhere.
 
     Args:
         model: the network that this is a guide for.

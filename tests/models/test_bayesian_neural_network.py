@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def test_without_hidden_layers_it_has_the_exact_posterior(guide: str, where: dic
     known = exact(model, x, y)
     fit = ingle.fit(
         model,
-        BayesianNeuralNetworkGuide(model) if guide == "ours" else "multivariate_normal",  # type: ignore[arg-type]
+        BayesianNeuralNetworkGuide(model) if guide == "ours" else "multivariate_normal",
         {"x": x, "y": y},
         objective=STL_ELBO(num_particles=8, vectorize_particles=True),
         steps=1_500,
@@ -169,7 +169,7 @@ def test_the_network_by_hand_for_one_run_and_for_particles(activation: Any, dtyp
     act = torch.tanh if activation == "tanh" else torch.relu
     for particles in (1, 5):
         with pyro.plate("particles", particles, dim=-2):
-            nodes = poutine.trace(model).get_trace(x).nodes
+            nodes: Any = poutine.trace(model).get_trace(x).nodes
         site = {name: node["value"] for name, node in nodes.items() if node["type"] == "sample"}
         for p in range(particles):
             weight = {
@@ -184,7 +184,7 @@ def test_the_network_by_hand_for_one_run_and_for_particles(activation: Any, dtyp
 
 def test_priors_shrink_with_the_fan_in_and_are_in_units_of_y() -> None:
     model = BayesianNeuralNetwork(9, (4,), weight_scale=3.0, bias_scale=0.5, noise_scale=0.2, y_spread=10.0)
-    nodes = poutine.trace(model).get_trace(torch.zeros(5, 9)).nodes
+    nodes: Any = poutine.trace(model).get_trace(torch.zeros(5, 9)).nodes
     found = {
         name: (tuple(nodes[name]["value"].shape), float(nodes[name]["fn"].base_dist.scale.flatten()[0]))
         for name in ("weight_1", "bias_1", "weight_out")
@@ -209,7 +209,9 @@ def test_units_do_not_matter_once_standardised(device: torch.device) -> None:
         torch.testing.assert_close(after[name], 4e3 * before[name] - 7e4, rtol=1e-7, atol=1e-3)
     torch.testing.assert_close(after["sigma"], 4e3 * before["sigma"])
     torch.testing.assert_close(after["weight_1"], before["weight_1"])
-    single = fitted(replace(other.model), moved, 4e3 * y - 7e4, where | {"dtype": torch.float32})  # type: ignore[type-var]
+    single = fitted(
+        BayesianNeuralNetwork.standardised(moved, y, hidden=(5,)), moved, y, where | {"dtype": torch.float32}
+    )
     assert bool(torch.isfinite(single.predict(n=20)["y"]).all())
 
 
