@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WRITES = {
+    "amortisation.py": ["amortisation.png"],
     "custom_model.py": [
         "custom_model.fit",
         "custom_model.nc",
@@ -18,6 +19,7 @@ WRITES = {
         "custom_model_replicated.png",
     ],
     "digits.py": ["digits.png"],
+    "elbo.py": ["elbo.png"],
     "estimators.py": ["estimators.png"],
     "evidence.py": ["evidence.png"],
     "factor_analysis.py": ["factor_analysis.png"],
