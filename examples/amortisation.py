@@ -29,7 +29,7 @@ from ingle.guides.vae import VAEGuide
 from ingle.models.vae import VAE
 
 LATENT = 4
-GUIDE_STEPS = 10  # of the own parameters for each of the decoder
+GUIDE_STEPS = 20  # of the own parameters for each of the decoder
 COLOURS = {"own parameters": "tab:blue", "encoder": "tab:orange", "encoder, refined": "tab:green"}
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--device", default=None, help="such as cuda; the CPU where not given")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    digits, steps, draws, refine = (60, 30, 100, 5) if options.smoke else (600, 3_000, 1_000, 150)
+    digits, steps, draws, refine = (60, 30, 100, 5) if options.smoke else (600, 4_000, 1_000, 150)
     x = torch.tensor(load_digits().data[:digits] > 7.5, dtype=torch.float64)
 
     fits = {"own parameters": own(x, steps, options.device), "encoder": amortised(x, steps, options.device)}

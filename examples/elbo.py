@@ -150,14 +150,19 @@ def draw(
     identity.plot(steps, elbos, "o-", ms=3, color="tab:blue", label="ELBO")
     identity.set(title="log p(x) = ELBO + KL", xlabel="steps", ylabel="nats", xscale="log")
     identity.legend(loc="lower right")
-    titles = ("two factors for each of 150 flowers", f"a sum over {2**BITS:,} states")
+    titles = ("two factors for each of 150 flowers", f"a sum over {2**BITS:,} states, all as likely at first")
     for axis, title, (curve, exact) in zip(others, titles, (codes, sums), strict=True):
         for colour, (name, found) in zip(("tab:red", "tab:blue"), curve.items(), strict=True):
             values = np.array(list(found.values()))
             axis.plot(list(found), values.mean(1), "o-", ms=3, color=colour, label=name)
             axis.fill_between(list(found), values.min(1), values.max(1), color=colour, alpha=0.2)
         axis.axhline(exact, color="black", lw=1, label="exact")
-        axis.set(title=title, xlabel="draws", ylabel="log p(x), estimated (nats)", xscale="log")
+        axis.set(
+            title=title,
+            xlabel="draws (band: lowest to highest of all seeds)",
+            ylabel="log p(x), estimated (nats)",
+            xscale="log",
+        )
         axis.legend(loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)

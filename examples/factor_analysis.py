@@ -112,23 +112,31 @@ def draw(fit: ingle.Fit, x: torch.Tensor, wine: Any, path: Path) -> None:
     figure, (plane, arrows) = plt.subplots(1, 2, figsize=(12, 5.4), layout="constrained")
     for kind, colour in enumerate(("tab:blue", "tab:orange", "tab:green")):
         of = wine.target == kind
-        for centre in mean[of]:
-            plane.plot(centre[0] + edge[0], centre[1] + edge[1], color=colour, lw=0.5, alpha=0.25)
+        for centre in mean[of][::4]:
+            plane.plot(centre[0] + edge[0], centre[1] + edge[1], color=colour, lw=0.8, alpha=0.4)
         plane.plot(*mean[of].T, "o", color=colour, ms=4, label=f"cultivar {kind + 1}")
     plane.set(
-        title="wines, posterior mean and 95% region", xlabel="first factor", ylabel="second factor", aspect="equal"
+        title="wines, posterior mean, 95% region of every fourth",
+        xlabel="first factor",
+        ylabel="second factor",
+        aspect="equal",
     )
     plane.legend()
 
-    for name, (first, second) in zip(wine.feature_names, loading, strict=True):
-        arrows.annotate("", (first, second), (0, 0), arrowprops={"arrowstyle": "->", "color": "tab:red"})
-        side = "left" if first > 0 else "right"
-        label = name.replace("od280/od315_of_diluted_wines", "od280/od315").replace("_", " ")
-        arrows.text(1.08 * first, 1.08 * second, label, ha=side, va="center", fontsize=8)
+    for side in (-1, 1):
+        height = -np.inf
+        for column in np.argsort(loading[:, 1]):
+            first, second = loading[column]
+            if (first > 0) == (side > 0):
+                height = max(second, height + 0.09)  # names in two columns, none over another
+                label = wine.feature_names[column].replace("_of_diluted_wines", "").replace("_", " ")
+                arrows.annotate("", (first, second), (0, 0), arrowprops={"arrowstyle": "->", "color": "tab:red"})
+                arrows.plot([first, side * 1.02], [second, height], color="grey", lw=0.5, ls=":")
+                arrows.text(side * 1.05, height, label, ha="left" if side > 0 else "right", va="center", fontsize=8)
     arrows.axhline(0, color="grey", lw=0.5)
     arrows.axvline(0, color="grey", lw=0.5)
     arrows.set(title="loadings", xlabel="of the first factor (sd of the column)", aspect="equal")
-    arrows.set(ylabel="of the second factor (sd of the column)", xlim=(-1.3, 1.3), ylim=(-1.1, 1.1))
+    arrows.set(ylabel="of the second factor (sd of the column)", xlim=(-1.8, 1.8), ylim=(-0.7, 1.1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -174,7 +174,7 @@ class FactorAnalysis:
                 f"from {float(spread[varies].min()):.2g} to {float(spread[varies].max()):.2g}: standardise them first, "
                 "(x - x.mean(0)) / x.std(0); standard deviations from 0.001 to 1,000 are taken"
             )
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         start = torch.randn(self.data_dim, self.latent_dim, generator=generator, dtype=torch.float64, device="cpu")
         return (0.5 * start).to(x)
 
