@@ -15,7 +15,7 @@ from support import arviz_line, az, eight_schools_data, old_faithful, radon_data
 
 import ingle
 from ingle.guides import hierarchical as hierarchical_guides
-from ingle.guides.factor_analysis import FactorAnalysisGuide, FactorAnalysisRowGuide
+from ingle.guides.factor_analysis import FactorAnalysisExactGuide, FactorAnalysisGuide, FactorAnalysisRowGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
@@ -59,10 +59,12 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
     ),
     "factor_analysis": lambda: factor_analysis(FactorAnalysisGuide, "isotropic"),
     "factor_analysis, a row": lambda: factor_analysis(FactorAnalysisRowGuide, "diagonal"),
+    "factor_analysis, exact": lambda: factor_analysis(FactorAnalysisExactGuide, "isotropic"),
     "mixture": mixture,
     "vae": vae,
 }
-LOCAL = {"eight_schools", "eight_schools_centred", "factor_analysis", "factor_analysis, a row", "vae"}
+FACTORS = {"factor_analysis", "factor_analysis, a row", "factor_analysis, exact"}
+LOCAL = {"eight_schools", "eight_schools_centred", "vae"} | FACTORS
 
 
 def exported(name: str) -> Any:
@@ -109,7 +111,7 @@ def test_arviz_takes_every_pair(name: str, tmp_path: Path) -> None:
 
 
 def test_every_shipped_model_is_here() -> None:
-    shipped = {*hierarchical.__all__, "factor_analysis", "factor_analysis, a row", "mixture", "vae"}
+    shipped = {*hierarchical.__all__, *FACTORS, "mixture", "vae"}
     assert shipped == set(PAIRS)
     files = {path.stem for path in Path(hierarchical.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == {"factor_analysis", "hierarchical", "mixture", "vae"}
