@@ -39,7 +39,7 @@ def main() -> None:
         "PCA, encoder": (pca, FactorAnalysisGuide(pca)),
         "PCA, own parameters": (pca, FactorAnalysisRowGuide(pca)),
         "PCA, exact guide": (pca, FactorAnalysisExactGuide(pca)),
-        "factor analysis": (factors, FactorAnalysisGuide(factors)),
+        "factors, exact guide": (factors, FactorAnalysisExactGuide(factors)),
     }
     known = {"closed form": closed_form(pca, x), "scikit-learn, factors": from_peer(x)}
 
@@ -119,7 +119,7 @@ def draw(fit: ingle.Fit, x: torch.Tensor, wine: Any, path: Path) -> None:
             plane.plot(centre[0] + edge[0], centre[1] + edge[1], color=colour, lw=0.8, alpha=0.4)
         plane.plot(*mean[of].T, "o", color=colour, ms=4, label=f"cultivar {kind + 1}")
     plane.set(
-        title="wines, posterior mean, 95% region of every fourth",
+        title="wines: means, some 95% regions",
         xlabel="first factor",
         ylabel="second factor",
         aspect="equal",
@@ -136,10 +136,10 @@ def draw(fit: ingle.Fit, x: torch.Tensor, wine: Any, path: Path) -> None:
                 arrows.annotate("", (first, second), (0, 0), arrowprops={"arrowstyle": "->", "color": "tab:red"})
                 arrows.plot([first, side * 1.02], [second, height], color="grey", lw=0.5, ls=":")
                 arrows.text(side * 1.05, height, label, ha="left" if side > 0 else "right", va="center", fontsize=8)
-    arrows.axhline(0, color="grey", lw=0.5)
+    arrows.plot([-1, 1], [0, 0], color="grey", lw=0.5)
     arrows.axvline(0, color="grey", lw=0.5)
-    arrows.set(title="loadings", xlabel="of the first factor (sd of the column)", aspect="equal")
-    arrows.set(ylabel="of the second factor (sd of the column)", xlim=(-1.8, 1.8), ylim=(-0.7, 1.1))
+    arrows.set(title="loadings", xlabel="of the first factor (sd of the column)")
+    arrows.set(ylabel="of the second factor (sd of the column)", xlim=(-1.9, 1.9), ylim=(-0.55, 0.9))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
