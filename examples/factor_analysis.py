@@ -18,9 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import ingle
-from ingle.guides.factor_analysis import FactorAnalysisGuide, FactorAnalysisRowGuide
+from ingle.guides.factor_analysis import FactorAnalysisExactGuide, FactorAnalysisGuide, FactorAnalysisRowGuide
 from ingle.models.factor_analysis import FactorAnalysis
-from ingle.objectives import STL_ELBO
+from ingle.objectives import STL_ELBO, Trace_ELBO
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--device", default=None, help="such as cuda; the CPU where not given")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    steps = 20 if options.smoke else 2_000
+    steps = 20 if options.smoke else 1_500
 
     wine = load_wine()
     x = torch.tensor((wine.data - wine.data.mean(0)) / wine.data.std(0))
@@ -38,13 +38,14 @@ def main() -> None:
     pairs = {
         "PCA, encoder": (pca, FactorAnalysisGuide(pca)),
         "PCA, own parameters": (pca, FactorAnalysisRowGuide(pca)),
-        "factor analysis": (factors, FactorAnalysisGuide(factors)),
+        "PCA, exact guide": (pca, FactorAnalysisExactGuide(pca)),
+        "factors, exact guide": (factors, FactorAnalysisExactGuide(factors)),
     }
     known = {"closed form": closed_form(pca, x), "scikit-learn, factors": from_peer(x)}
 
-    # The gradient of the loading is noisy to the end, so the learning rate falls by 10,000. Pyro empties the dict.
-    rate = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 1e-4 ** (1 / steps)}
-    objective = STL_ELBO(4, vectorize_particles=True)
+    # The gradient of the loading is noisy to the end, so that the learning rate falls; but under the exact guide, whose
+    # loss is log p(x) itself. Pyro empties the dict that it is given.
+    rate = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 1e-3 ** (1 / steps)}
     fits: dict[str, ingle.Fit] = {}
     rows: list[tuple[str, float, float, float, float]] = []
     for name, (model, guide) in pairs.items():
@@ -52,7 +53,9 @@ def main() -> None:
             model,
             guide,
             x,
-            objective=objective,
+            objective=Trace_ELBO()
+            if isinstance(guide, FactorAnalysisExactGuide)
+            else STL_ELBO(4, vectorize_particles=True),
             optim=ExponentialLR(dict(rate)),
             steps=steps,
             dtype=torch.float64,
@@ -68,7 +71,10 @@ def main() -> None:
 
     print(f"{'':22}  log p(x), exact  by the guide  noise variance  sine of the angle")
     for name, exact, estimated, noise, away in rows:
-        print(f"{name:22}  {exact:15.4f}  {estimated:12.4f}  {noise:14.5f}  {away:17.2g}")
+        print(
+            f"{name:22}  {exact:15.4f}  {estimated:12.4f}  {noise:14.5f}"
+            + ("" if np.isnan(away) else f"  {away:17.2g}")
+        )
     for name, (log_p, noise, _) in known.items():
         print(f"{name:22}  {log_p:15.4f}  {'':12}  {noise:14.5f}")
     draw(fits["PCA, encoder"], x, wine, options.out / "factor_analysis.png")
@@ -109,23 +115,31 @@ def draw(fit: ingle.Fit, x: torch.Tensor, wine: Any, path: Path) -> None:
     figure, (plane, arrows) = plt.subplots(1, 2, figsize=(12, 5.4), layout="constrained")
     for kind, colour in enumerate(("tab:blue", "tab:orange", "tab:green")):
         of = wine.target == kind
-        for centre in mean[of]:
-            plane.plot(centre[0] + edge[0], centre[1] + edge[1], color=colour, lw=0.5, alpha=0.25)
+        for centre in mean[of][::4]:
+            plane.plot(centre[0] + edge[0], centre[1] + edge[1], color=colour, lw=0.8, alpha=0.4)
         plane.plot(*mean[of].T, "o", color=colour, ms=4, label=f"cultivar {kind + 1}")
     plane.set(
-        title="wines, posterior mean and 95% region", xlabel="first factor", ylabel="second factor", aspect="equal"
+        title="wines: means, some 95% regions",
+        xlabel="first factor",
+        ylabel="second factor",
+        aspect="equal",
     )
     plane.legend()
 
-        for name, (first, second) in zip(wine.feature_names, loading, strict=True):
-        arrows.annotate("", (first, second), (0, 0), arrowprops={"arrowstyle": "->", "color": "tab:red"})
-        side = "left" if first > 0 else "right"
-        label = name.replace("od280/od315_of_diluted_wines", "od280/od315").replace("_", " ")
-        arrows.text(1.08 * first, 1.08 * second, label, ha=side, va="center", fontsize=8)
-    arrows.axhline(0, color="grey", lw=0.5)
+    for side in (-1, 1):
+        height = -np.inf
+        for column in np.argsort(loading[:, 1]):
+            first, second = loading[column]
+            if (first > 0) == (side > 0):
+                height = max(second, height + 0.09)  # names in two columns, none over another
+                label = wine.feature_names[column].replace("_of_diluted_wines", "").replace("_", " ")
+                arrows.annotate("", (first, second), (0, 0), arrowprops={"arrowstyle": "->", "color": "tab:red"})
+                arrows.plot([first, side * 1.02], [second, height], color="grey", lw=0.5, ls=":")
+                arrows.text(side * 1.05, height, label, ha="left" if side > 0 else "right", va="center", fontsize=8)
+    arrows.plot([-1, 1], [0, 0], color="grey", lw=0.5)
     arrows.axvline(0, color="grey", lw=0.5)
-    arrows.set(title="loadings", xlabel="of the first factor (sd of the column)", aspect="equal")
-    arrows.set(ylabel="of the second factor (sd of the column)", xlim=(-1.3, 1.3), ylim=(-1.1, 1.1))
+    arrows.set(title="loadings", xlabel="of the first factor (sd of the column)")
+    arrows.set(ylabel="of the second factor (sd of the column)", xlim=(-1.9, 1.9), ylim=(-0.55, 0.9))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -1,4 +1,4 @@
-"""Guides for factor analysis and probabilistic PCA: one encoder for all rows, or parameters for each row."""
+"""Guides for factor analysis and probabilistic PCA: an encoder, parameters for each row, or the posterior itself."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ingle.models.factor_analysis import FactorAnalysis
+from ingle.models.factor_analysis import FactorAnalysis, encoder
 
-__all__ = ["FactorAnalysisGuide", "FactorAnalysisRowGuide"]
+__all__ = ["FactorAnalysisExactGuide", "FactorAnalysisGuide", "FactorAnalysisRowGuide"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,12 @@ class FactorAnalysisGuide:
 
     def adopt_posterior(self) -> None:
         """Put the guide at the exact posterior given the model's parameters, in Pyro's store as it is now."""
-        weights, scale_tril = self.model.encoder()
+        at_zero = self.model.posterior(torch.zeros(1, self.model.data_dim).to(pyro.param("mean")))
+        weights, _ = encoder(
+            pyro.param("loading").detach(), pyro.param("noise_scale").detach().expand(self.model.data_dim)
+        )
         store = pyro.get_param_store()
-        store["z_weights"], store["z_scale_tril"] = weights, scale_tril
-        store["z_bias"] = -weights @ pyro.param("mean").detach()
+        store["z_weights"], store["z_bias"], store["z_scale_tril"] = weights, at_zero.loc[0], at_zero.scale_tril[0]
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,31 @@ class FactorAnalysisRowGuide:
         store = pyro.get_param_store()
         store["z_loc"] = posterior.loc
         store["z_scale_tril"] = posterior.scale_tril.expand(len(x), -1, -1).clone()
+
+
+@dataclass(frozen=True)
+class FactorAnalysisExactGuide:
+    """q(z_i | x_i) = p(z_i | x_i) at the model's own parameters, wherever those are: nothing of its own to learn.
+
+    Every draw then has log p(x, z) - log q(z) = log p(x), so that under `Trace_ELBO` loss and gradient are those of
+    the exact log likelihood, without noise: with a falling learning rate a fit finds its maximum to rounding.
+
+    Args:
+        model: the factor analysis that this is a guide for.
+
+    References:
+        Rubin and Thayer (1982), EM Algorithms for ML Factor Analysis (the E step).
+    """
+
+    model: FactorAnalysis
+
+    def __call__(self, x: Tensor) -> None:
+        """One run of the guide.
+
+        Args:
+            x: data, shape (N, D).
+        """
+        loading, mean, noise_scale = self.model.parameters(x)
+        weights, scale_tril = encoder(loading, noise_scale)
+        with pyro.plate("row", len(x)) as i:
+            pyro.sample("z", dist.MultivariateNormal((x[i] - mean) @ weights.T, scale_tril=scale_tril))

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-__all__ = ["FactorAnalysis"]
+__all__ = ["FactorAnalysis", "encoder"]
 
 _NOISES = ("isotropic", "diagonal")
 _SMALLEST, _LARGEST = 1e-3, 1e3  # standard deviations of columns that the start and the usual learning rates suit
@@ -75,15 +75,29 @@ class FactorAnalysis:
         Raises:
             ValueError: x has other columns than `data_dim`, or one whose scale asks to be standardised.
         """
+        loading, mean, noise_scale = self.parameters(x)
+        with pyro.plate("row", len(x)) as i:
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.latent_dim), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(mean + z @ loading.T, noise_scale).to_event(1), obs=x[i])
+
+    def parameters(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`loading`, `mean` and `noise_scale` as a program sees them, made at the first call.
+
+        Args:
+            x: data, shape (N, D), for the start.
+
+        Returns:
+            Shapes (D, K), (D,) and (D,).
+
+        Raises:
+            ValueError: as from a run.
+        """
         self._check_columns(x)
-        d, k = self.data_dim, self.latent_dim
         loading = pyro.param("loading", lambda: self._start(x))
         mean = pyro.param("mean", lambda: x.mean(0))
-        one = torch.ones(()) if self.noise == "isotropic" else torch.ones(d)
+        one = torch.ones(()) if self.noise == "isotropic" else torch.ones(self.data_dim)
         noise_scale = pyro.param("noise_scale", one, constraint=constraints.greater_than(self.floor))
-        with pyro.plate("row", len(x)) as i:
-            z = pyro.sample("z", dist.Normal(torch.zeros(k), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(mean + z @ loading.T, noise_scale).to_event(1), obs=x[i])
+        return loading, mean, noise_scale.expand(self.data_dim)
 
     def marginal(self) -> dist.LowRankMultivariateNormal:
         """The fitted distribution of a row: Normal(mean, loading loading' + diag(noise_scale^2)), event shape (D,)."""
@@ -115,17 +129,9 @@ class FactorAnalysis:
             Batch shape (N,), event shape (K,).
         """
         self._check_columns(x)
-        _, mean, _ = self._fitted()
-        weights, scale_tril = self.encoder()
+        loading, mean, noise_scale = self._fitted()
+        weights, scale_tril = encoder(loading, noise_scale)
         return dist.MultivariateNormal((x - mean) @ weights.T, scale_tril=scale_tril)
-
-    def encoder(self) -> tuple[Tensor, Tensor]:
-        """The matrix from x - mean to the posterior mean, (K, D), and the posterior's Cholesky factor, (K, K)."""
-        loading, _, noise_scale = self._fitted()
-        scaled = loading / noise_scale.square().unsqueeze(-1)
-        precision = torch.eye(self.latent_dim).to(loading) + loading.T @ scaled
-        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-        return covariance @ scaled.T, torch.linalg.cholesky(covariance)
 
     def axes(self) -> Tensor:
         """An orthonormal basis of what the fitted loading spans, by falling variance: the leading principal axes.
@@ -174,7 +180,7 @@ class FactorAnalysis:
                 f"from {float(spread[varies].min()):.2g} to {float(spread[varies].max()):.2g}: standardise them first, "
                 "(x - x.mean(0)) / x.std(0); standard deviations from 0.001 to 1,000 are taken"
             )
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         start = torch.randn(self.data_dim, self.latent_dim, generator=generator, dtype=torch.float64, device="cpu")
         return (0.5 * start).to(x)
 
@@ -188,3 +194,16 @@ class FactorAnalysis:
     def _check_columns(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[-1] != self.data_dim:
             raise ValueError(f"x must have shape (rows, {self.data_dim}), since data_dim is that; got {tuple(x.shape)}")
+
+
+def encoder(loading: Tensor, noise_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The posterior of the factors: the matrix from x - mean to its mean, (K, D), and its Cholesky factor, (K, K).
+
+    Args:
+        loading: shape (D, K).
+        noise_scale: shape (D,), positive.
+    """
+    scaled = loading / noise_scale.square().unsqueeze(-1)
+    precision = torch.eye(loading.shape[1]).to(loading) + loading.T @ scaled
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+    return covariance @ scaled.T, torch.linalg.cholesky(covariance)

@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WRITES = {
+    "amortisation.py": ["amortisation.png"],
     "bayesian_neural_network.py": ["bayesian_neural_network_bands.png", "bayesian_neural_network_calibration.png"],
     "coin.py": ["coin.png"],
     "custom_model.py": [
@@ -20,6 +21,7 @@ WRITES = {
         "custom_model_replicated.png",
     ],
     "digits.py": ["digits.png"],
+    "elbo.py": ["elbo.png"],
     "estimators.py": ["estimators.png"],
     "evidence.py": ["evidence.png"],
     "factor_analysis.py": ["factor_analysis.png"],

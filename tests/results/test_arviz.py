@@ -17,7 +17,7 @@ import ingle
 from ingle.guides import hierarchical as hierarchical_guides
 from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
-from ingle.guides.factor_analysis import FactorAnalysisGuide, FactorAnalysisRowGuide
+from ingle.guides.factor_analysis import FactorAnalysisExactGuide, FactorAnalysisGuide, FactorAnalysisRowGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide
 from ingle.guides.vae import VAEGuide
@@ -73,6 +73,7 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
     "bayesian_neural_network": bayesian_neural_network,
     "coin": coin,
     "factor_analysis: isotropic": lambda: factor_analysis(FactorAnalysisGuide, "isotropic"),
+    "factor_analysis: isotropic, exact": lambda: factor_analysis(FactorAnalysisExactGuide, "isotropic"),
     "factor_analysis: diagonal, a row": lambda: factor_analysis(FactorAnalysisRowGuide, "diagonal"),
     "hierarchical: eight_schools": lambda: ingle.fit(
         hierarchical.eight_schools, hierarchical_guides.eight_schools_guide, eight_schools_data(), steps=20
@@ -99,6 +100,7 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
 # A latent for each datum, which voids leave-one-out, with a warning.
 LOCAL = {
     "factor_analysis: isotropic",
+    "factor_analysis: isotropic, exact",
     "factor_analysis: diagonal, a row",
     "hierarchical: eight_schools",
     "hierarchical: eight_schools_centred",
