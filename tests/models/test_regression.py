@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.optim
 import pytest
 import torch
 from pyro.distributions import constraints
@@ -22,7 +23,7 @@ import ingle
 from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide, _uncorrelated
 from ingle.models.regression import LinearRegression, LogisticRegression
 
-QUICK: dict[str, Any] = {"objective": ingle.objectives.STL_ELBO(), "compile": "off"}
+STL = ingle.objectives.STL_ELBO()  # without noise once the guide is the posterior
 NOISE = 2.0
 
 
@@ -34,6 +35,12 @@ def line(rows: int = 60) -> tuple[Tensor, Tensor]:
     x = x * torch.tensor([1.0, 3.0, 3.0]) + torch.tensor([5.0, -2.0, 0.0])
     noise = NOISE * torch.randn(rows, generator=generator, dtype=torch.float64)
     return x, 40.0 + x @ torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64) + noise
+
+
+def quick(steps: int = 300, lr: float = 0.1) -> dict[str, Any]:
+    """Few steps, long at first and short at the end."""
+    optim = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.02 ** (1 / steps)})
+    return {"objective": STL, "optim": optim, "steps": steps, "compile": "off"}
 
 
 X, Y = line()
@@ -71,7 +78,7 @@ def test_closed_forms_are_those_of_the_joint_normal() -> None:
 
 
 def test_known_noise_has_its_exact_posterior(where: dict[str, Any]) -> None:
-    fit = ingle.fit(KNOWN, LinearRegressionGuide(KNOWN), {"x": X, "y": Y}, steps=400, **QUICK, **where)
+    fit = ingle.fit(KNOWN, LinearRegressionGuide(KNOWN), {"x": X, "y": Y}, **quick(), **where)
     exact, found = KNOWN.posterior(X, Y), together(fit)
     assert float(((found.mean(0) - exact.mean) / exact.stddev).abs().max()) < 0.1
     assert float((found.std(0) / exact.stddev - 1).abs().max()) < 0.05
@@ -101,7 +108,7 @@ def test_evidence_is_exact_at_the_posterior(where: dict[str, Any]) -> None:
 
 
 def test_new_rows_are_predicted(where: dict[str, Any]) -> None:
-    fit = ingle.fit(KNOWN, LinearRegressionGuide(KNOWN), {"x": X[:-7], "y": Y[:-7]}, steps=400, **QUICK, **where)
+    fit = ingle.fit(KNOWN, LinearRegressionGuide(KNOWN), {"x": X[:-7], "y": Y[:-7]}, **quick(), **where)
     n = 10_000
     drawn = fit.predict({"x": X[-7:]}, n, new=("row",))
     assert {name: tuple(value.shape) for name, value in drawn.items()} == {
@@ -113,7 +120,7 @@ def test_new_rows_are_predicted(where: dict[str, Any]) -> None:
 
 
 def test_slopes_are_those_of_the_columns(where: dict[str, Any]) -> None:
-    fit = ingle.fit(KNOWN, LinearRegressionGuide(KNOWN), {"x": X, "y": Y}, steps=30, **QUICK, **where)
+    fit = ingle.fit(KNOWN, LinearRegressionGuide(KNOWN), {"x": X, "y": Y}, **quick(30), **where)
     draws = {name: value.double().cpu() for name, value in fit.draws(50).items()}
     by_weights = KNOWN.mean(X, draws["intercept"], draws["weights"])
     by_slopes = draws["intercept_at_zero"].unsqueeze(-1) + draws["slopes"] @ X.T
@@ -121,11 +128,11 @@ def test_slopes_are_those_of_the_columns(where: dict[str, Any]) -> None:
     torch.testing.assert_close(by_slopes, by_weights, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("steps", [1_000, pytest.param(None, marks=pytest.mark.long)])
+@pytest.mark.parametrize("steps", [400, pytest.param(None, marks=pytest.mark.long)])
 def test_learned_noise_against_nuts(steps: int | None, where: dict[str, Any]) -> None:
     x, y = diabetes()
     model = LinearRegression.standardised(x, y)
-    options = {} if steps is None else QUICK | {"steps": steps}
+    options = {"objective": STL} if steps is None else quick(steps)
     fit = ingle.fit(model, LinearRegressionGuide(model), {"x": x, "y": y}, **options, **where)
     assert_near_reference(fit, LINEAR, within=0.15)
 
@@ -148,7 +155,7 @@ def test_learned_noise_against_quadrature(where: dict[str, Any]) -> None:
     """Posterior and evidence; the ten columns of the diabetes data, some nearly copies of others."""
     x, y = (torch.tensor(part) for part in load_diabetes(return_X_y=True, scaled=False))
     model = LinearRegression.standardised(x, y)
-    fit = ingle.fit(model, LinearRegressionGuide(model), {"x": x, "y": y}, steps=700, **QUICK, **where)
+    fit = ingle.fit(model, LinearRegressionGuide(model), {"x": x, "y": y}, **quick(500), **where)
     exact, mean, sd = over_noise(model, x, y, torch.linspace(45.0, 65.0, 201, dtype=torch.float64))
     found = torch.column_stack([fit.draws(20_000)["noise"].double().cpu(), together(fit)])
     assert float(((found.mean(0) - mean) / sd).abs().max()) < 0.15
@@ -158,11 +165,11 @@ def test_learned_noise_against_quadrature(where: dict[str, Any]) -> None:
     assert evidence.log_z == pytest.approx(exact, abs=5 * evidence.se + 5e-3)  # float32 of 2,400 nats
 
 
-@pytest.mark.parametrize("steps", [700, pytest.param(None, marks=pytest.mark.long)])
+@pytest.mark.parametrize("steps", [500, pytest.param(None, marks=pytest.mark.long)])
 def test_logistic_against_nuts(steps: int | None, where: dict[str, Any]) -> None:
     x, y = breast_cancer()
     model = LogisticRegression.standardised(x)
-    options = {} if steps is None else QUICK | {"steps": steps}
+    options = {} if steps is None else quick(steps, 0.2)
     fit = ingle.fit(model, LogisticRegressionGuide(model), {"x": x, "y": y}, **options, **where)
     assert_near_reference(fit, LOGISTIC, within=0.15)
 
@@ -203,7 +210,7 @@ def test_columns_on_scales_far_apart(where: dict[str, Any]) -> None:
     design = torch.cat([torch.ones(80, 1), model.standardise(x)], 1)
     assert float(torch.linalg.cond(design)) < 2
 
-    fit = ingle.fit(model, LinearRegressionGuide(model), {"x": x, "y": y}, steps=400, **QUICK, **where)
+    fit = ingle.fit(model, LinearRegressionGuide(model), {"x": x, "y": y}, **quick(), **where)
     exact, found = model.posterior(x, y), together(fit)
     assert float(((found.mean(0) - exact.mean) / exact.stddev).abs().max()) < 0.1
     assert float((found.std(0) / exact.stddev - 1).abs().max()) < 0.05
@@ -220,7 +227,7 @@ def test_weight_of_a_constant_column_keeps_its_prior(where: dict[str, Any]) -> N
     assert (model.centre[3], model.spread[3]) == (0.1, 1.0)  # type: ignore[index]
     exact = model.posterior(x, Y)
     assert (float(exact.mean[4]), float(exact.stddev[4])) == pytest.approx((0.0, model.weights_scale))
-    fit = ingle.fit(model, LinearRegressionGuide(model), {"x": x, "y": Y}, steps=400, **QUICK, **where)
+    fit = ingle.fit(model, LinearRegressionGuide(model), {"x": x, "y": Y}, **quick(), **where)
     found = together(fit)
     assert float(((found.mean(0) - exact.mean) / exact.stddev).abs().max()) < 0.1
     assert float((found.std(0) / exact.stddev - 1).abs().max()) < 0.05
@@ -246,16 +253,16 @@ def separated_by_grid(scale: float, x: Tensor, y: Tensor) -> tuple[float, float]
 def test_separated_classes_have_a_posterior_of_the_prior_s_making(where: dict[str, Any]) -> None:
     x = torch.arange(10, dtype=torch.float64).unsqueeze(-1)
     y = (x[:, 0] > 4.5).double()
-    means, fast = [], {"optim": functools.partial(torch.optim.Adam, lr=0.05)}
+    means = []
     for scale in (1.0, 2.5, 10.0):
         model = LogisticRegression.standardised(x, weights_scale=scale)
-        fit = ingle.fit(model, LogisticRegressionGuide(model), {"x": x, "y": y}, steps=600, **QUICK, **fast, **where)
+        fit = ingle.fit(model, LogisticRegressionGuide(model), {"x": x, "y": y}, **quick(400, 0.2), **where)
         found, (mean, sd) = fit.draws(10_000)["weights"].double().cpu(), separated_by_grid(scale, x, y)
         means.append(float(found.mean()))
         if scale < 10:  # beyond, the posterior is so skewed that a normal lies half an sd below its mean
             assert abs(means[-1] - mean) < 0.15 * sd
             assert float(found.std()) == pytest.approx(sd, rel=0.15)
-    assert means[0] < means[1] / 1.5 < means[2] / 3
+    assert means[0] < means[1] / 1.5 < means[2] / 2.5
 
 
 BAD_X = {
@@ -342,7 +349,7 @@ def test_labels_of_any_dtype_are_the_same_fit(where: dict[str, Any]) -> None:
 @pytest.mark.parametrize("model", [KNOWN, LinearRegression(noise=1.0)])
 def test_other_columns_cannot_be_predicted(model: LinearRegression, where: dict[str, Any]) -> None:
     """Of the standardised model in its own words; of the other by Ingle, which sees another shape of the weights."""
-    fit = ingle.fit(model, LinearRegressionGuide(model), {"x": X, "y": Y}, steps=2, **QUICK, **where)
+    fit = ingle.fit(model, LinearRegressionGuide(model), {"x": X, "y": Y}, **quick(2), **where)
     with pytest.raises(ValueError, match=r"x has 2 columns|'weights' has shape \(2,\) .* had \(3,\)"):
         fit.predict({"x": X[:, :2]}, 10, new=("row",))
 
@@ -357,7 +364,7 @@ def test_standardised_takes_arrays_and_leaves_the_rest(where: dict[str, Any]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         binary = LogisticRegression.standardised(whole)
-    fit = ingle.fit(binary, LogisticRegressionGuide(binary), {"x": whole, "y": Y.mean() < Y}, steps=2, **QUICK, **where)
+    fit = ingle.fit(binary, LogisticRegressionGuide(binary), {"x": whole, "y": Y.mean() < Y}, **quick(2), **where)
     assert np.isfinite(fit.losses).all()
 
 
