@@ -210,9 +210,7 @@ def radon_varying_slopes(
     return alpha, beta
 
 
-def hierarchical_logistic(
-    group: Tensor, x: Tensor, y: Tensor | None = None, num_groups: int | None = None
-) -> Tensor:
+def hierarchical_logistic(group: Tensor, x: Tensor, y: Tensor | None = None, num_groups: int | None = None) -> Tensor:
     """Logistic regression with an intercept for each group, not centred.
 
     mu_alpha ~ Normal(0, 2.5), sigma_alpha ~ HalfNormal(1), beta_p ~ Normal(0, 2.5), eta_g ~ Normal(0, 1),
@@ -270,10 +268,12 @@ def _count(name: str, index: Tensor, size_name: str, size: int | None) -> int:
         raise ValueError(f"{name} must have at least one row, got none")
     least, most = int(index.min()), int(index.max())
     count = most + 1 if size is None else size
-    if least < 0 or most >= count:
+    if least < 0:
+        raise ValueError(f"{name} must be an index from 0, got {least}; pandas.factorize makes one from names")
+    if most >= count:
         raise ValueError(
-            f"{name} must lie from 0 to {count - 1} where {size_name} is {count}, got {least} to {most}; "
-            f"pandas.factorize gives such an index, and {size_name}={most + 1} has room for the largest"
+            f"{name} must lie below {size_name}, {count}, got {most}; give {size_name}={most + 1} or more, and take 1 "
+            "off an index that begins at 1"
         )
     return count
 
@@ -282,6 +282,6 @@ def _each_county(log_uranium: Tensor, counties: int) -> None:
     if log_uranium.shape != (counties,):
         raise ValueError(
             f"log_uranium must have one value a county, {counties} of them (num_counties, or the largest index and "
-            f"one), got shape {tuple(log_uranium.shape)}; take one house of each county, in the order of the index, and "
+            f"one), got shape {tuple(log_uranium.shape)}; take one of each county, in the order of the index, and "
             "give num_counties where the last counties have no houses"
         )

@@ -20,11 +20,18 @@ WRITES = {
     "digits.py": ["digits.png"],
     "estimators.py": ["estimators.png"],
     "evidence.py": ["evidence.png"],
+    "hierarchical.py": [
+        "hierarchical_action.png",
+        "hierarchical_shrinkage.png",
+        "hierarchical_slopes.png",
+        "hierarchical_uranium.png",
+    ],
     "quickstart.py": [
         f"{fit}{ending}"
         for fit in ("eight_schools", "radon")
         for ending in (".nc", "_loss.png", "_forest.png", "_predictive.png", "_prior.png")
     ],
+    "vi_versus_nuts.py": ["vi_versus_nuts_schools.png"],
 }
 
 
