@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from pyro.infer.autoguide.initialization import init_to_uniform, init_to_value
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch import Tensor
 
-from ingle.models.hierarchical import eight_schools, radon_varying_intercepts
+from ingle.models.hierarchical import (
+    eight_schools,
+    hierarchical_logistic,
+    radon_uranium,
+    radon_varying_intercepts,
+    radon_varying_slopes,
+)
 from ingle.models.mixture import GaussianMixture
 from ingle.models.regression import LinearRegression, LogisticRegression
 
@@ -54,6 +61,7 @@ class Problem:
         init_strategy: where a chain starts.
         max_plate_nesting: needed where the model has a discrete site to sum out.
         target_accept_prob: of NUTS; higher takes smaller steps.
+        jit: traces the potential once, which gives the same draws faster where the program has no branches.
     """
 
     name: str
@@ -66,12 +74,34 @@ class Problem:
     init_strategy: Callable[..., Any] = init_to_uniform
     max_plate_nesting: int | None = None
     target_accept_prob: float = 0.8
+    jit: bool = False
 
 
 def add_theta(draws: Draws) -> Draws:
     """Adds the effects of the schools, which NUTS leaves out because their site is deterministic."""
     theta = draws["mu"].unsqueeze(-1) + draws["tau"].unsqueeze(-1) * draws["eta"]
     return {**draws, "theta": theta}
+
+
+def add_intercepts(draws: Draws) -> Draws:
+    """Adds the intercepts of groups with none but their own predictors."""
+    alpha = draws["mu_alpha"].unsqueeze(-1) + draws["sigma_alpha"].unsqueeze(-1) * draws["eta"]
+    return {**draws, "alpha": alpha}
+
+
+def add_intercepts_on_line(draws: Draws, log_uranium: Tensor) -> Draws:
+    """Adds the intercepts of counties about a line in their uranium."""
+    mu_alpha, gamma, sigma_alpha = (draws[name].unsqueeze(-1) for name in ("mu_alpha", "gamma", "sigma_alpha"))
+    return {**draws, "alpha": mu_alpha + gamma * log_uranium + sigma_alpha * draws["eta"]}
+
+
+def add_intercepts_and_slopes(draws: Draws, log_uranium: Tensor) -> Draws:
+    """Adds the intercepts and slopes of counties, and their correlation."""
+    alpha = add_intercepts_on_line({**draws, "eta": draws["eta_alpha"]}, log_uranium)["alpha"]
+    rho = 2 * draws["rho_unit"] - 1
+    mu_beta, sigma_beta, r = (value.unsqueeze(-1) for value in (draws["mu_beta"], draws["sigma_beta"], rho))
+    beta = mu_beta + sigma_beta * (r * draws["eta_alpha"] + (1 - r**2).sqrt() * draws["eta_beta"])
+    return {**draws, "rho": rho, "alpha": alpha, "beta": beta}
 
 
 def order_components(draws: Draws) -> Draws:
@@ -123,15 +153,16 @@ def problems() -> Iterator[Problem]:
         max_plate_nesting=1,
     )
 
-    radon = pd.read_csv(DATA / "radon.csv")
+    table = pd.read_csv(DATA / "radon.csv")
+    radon = {
+        "county": torch.tensor(table["county_idx"].to_numpy(dtype=np.int64)),
+        "floor": torch.tensor(table["floor"].to_numpy(dtype=np.float64)),
+        "log_radon": torch.tensor(table["log_radon"].to_numpy(dtype=np.float64)),
+    }
     yield Problem(
         name="radon_varying_intercepts",
         model=radon_varying_intercepts,
-        data={
-            "county": torch.tensor(radon["county_idx"].to_numpy(dtype=np.int64)),
-            "floor": torch.tensor(radon["floor"].to_numpy(dtype=np.float64)),
-            "log_radon": torch.tensor(radon["log_radon"].to_numpy(dtype=np.float64)),
-        },
+        data=radon,
         warmup=500,
         draws=1500,
         seeds=(5, 6),
@@ -159,6 +190,45 @@ def problems() -> Iterator[Problem]:
         seeds=(9, 10),
     )
 
+    log_uranium = torch.tensor(table.groupby("county_idx")["log_uranium"].first().to_numpy(dtype=np.float64))
+    yield Problem(
+        name="radon_uranium",
+        model=radon_uranium,
+        data={**radon, "log_uranium": log_uranium},
+        warmup=500,
+        draws=2000,
+        seeds=(7, 8),
+        finish=partial(add_intercepts_on_line, log_uranium=log_uranium),
+        target_accept_prob=0.9,
+        jit=True,
+    )
+    yield Problem(
+        name="radon_varying_slopes",
+        model=radon_varying_slopes,
+        data={**radon, "log_uranium": log_uranium},
+        warmup=500,
+        draws=2000,
+        seeds=(9, 10),
+        finish=partial(add_intercepts_and_slopes, log_uranium=log_uranium),
+        target_accept_prob=0.9,
+        jit=True,
+    )
+    yield Problem(
+        name="hierarchical_logistic",
+        model=hierarchical_logistic,
+        data={
+            "group": radon["county"],
+            "x": torch.stack([radon["floor"], log_uranium[radon["county"]]], -1),
+            "y": torch.tensor((table["radon_pci_l"] > 4.0).to_numpy(dtype=np.float64)),
+        },
+        warmup=500,
+        draws=2000,
+        seeds=(11, 12),
+        finish=add_intercepts,
+        target_accept_prob=0.9,
+        jit=True,
+    )
+
 
 def chain(problem: Problem, seed: int) -> tuple[Draws, int]:
     """One chain: its draws and how many of them diverged."""
@@ -169,6 +239,8 @@ def chain(problem: Problem, seed: int) -> tuple[Draws, int]:
         init_strategy=problem.init_strategy,
         max_plate_nesting=problem.max_plate_nesting,
         target_accept_prob=problem.target_accept_prob,
+        jit_compile=problem.jit,
+        ignore_jit_warnings=True,
     )
     mcmc = MCMC(kernel, num_samples=problem.draws, warmup_steps=problem.warmup, num_chains=1, disable_progbar=True)
     start = time.perf_counter()

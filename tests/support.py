@@ -45,13 +45,13 @@ def global_state() -> dict[str, Any]:
 
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
-_REFERENCES = json.loads((Path(__file__).parent / "references.json").read_text())["models"]
-EIGHT_SCHOOLS = _REFERENCES["eight_schools"]
-LINEAR = _REFERENCES.get("linear_regression", {})
-LOGISTIC = _REFERENCES.get("logistic_regression", {})
-MIXTURE = _REFERENCES["gaussian_mixture"]
-FULL_MIXTURE = _REFERENCES["gaussian_mixture_full"]
-RADON = _REFERENCES["radon_varying_intercepts"]
+REFERENCES = json.loads((Path(__file__).parent / "references.json").read_text())["models"]
+EIGHT_SCHOOLS = REFERENCES["eight_schools"]
+LINEAR = REFERENCES["linear_regression"]
+LOGISTIC = REFERENCES["logistic_regression"]
+MIXTURE = REFERENCES["gaussian_mixture"]
+FULL_MIXTURE = REFERENCES["gaussian_mixture_full"]
+RADON = REFERENCES["radon_varying_intercepts"]
 
 
 def eight_schools_data() -> dict[str, Any]:
@@ -62,6 +62,19 @@ def eight_schools_data() -> dict[str, Any]:
 def radon_data() -> dict[str, Any]:
     table = pd.read_csv(DATA / "radon.csv")
     return {"county": table["county_idx"], "floor": table["floor"], "log_radon": table["log_radon"]}
+
+
+def radon_counties_data() -> dict[str, Any]:
+    """Radon, and the uranium of each county."""
+    table = pd.read_csv(DATA / "radon.csv")
+    return {**radon_data(), "log_uranium": table.groupby("county_idx")["log_uranium"].first()}
+
+
+def radon_action_data() -> dict[str, Any]:
+    """Which houses lie above the action level of 4 pCi/L."""
+    table = pd.read_csv(DATA / "radon.csv")
+    x = table[["floor", "log_uranium"]].to_numpy(dtype=float)
+    return {"group": table["county_idx"], "x": x, "y": (table["radon_pci_l"] > 4).astype(float)}
 
 
 def old_faithful() -> NDArray[np.float64]:

@@ -25,6 +25,12 @@ WRITES = {
     "estimators.py": ["estimators.png"],
     "evidence.py": ["evidence.png"],
     "factor_analysis.py": ["factor_analysis.png"],
+    "hierarchical.py": [
+        "hierarchical_action.png",
+        "hierarchical_shrinkage.png",
+        "hierarchical_slopes.png",
+        "hierarchical_uranium.png",
+    ],
     "mixture.py": ["mixture.png", "mixture_evidence.png"],
     "quickstart.py": [
         f"{fit}{ending}"
@@ -32,6 +38,7 @@ WRITES = {
         for ending in (".nc", "_loss.png", "_forest.png", "_predictive.png", "_prior.png")
     ],
     "regression.py": ["regression_coefficients.png", "regression_lines.png"],
+    "vi_versus_nuts.py": ["vi_versus_nuts_schools.png"],
 }
 
 

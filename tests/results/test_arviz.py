@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from support import arviz_line, az, eight_schools_data, old_faithful, radon_data
+from support import arviz_line, az, eight_schools_data, old_faithful, radon_action_data, radon_data
 
 import ingle
 from ingle.guides import hierarchical as hierarchical_guides
@@ -68,6 +68,12 @@ def vae() -> ingle.Fit:
     return ingle.fit(model, VAEGuide(model), (torch.rand(12, 6) > 0.5).float(), steps=20)
 
 
+def few_counties() -> dict[str, Any]:
+    """60 houses and the uranium of their counties."""
+    data = {name: column[:60] for name, column in radon_data().items()}
+    return {**data, "log_uranium": torch.linspace(-0.8, 0.5, data["county"].max() + 1)}
+
+
 # By file of models/, and what of it.
 PAIRS: dict[str, Callable[[], ingle.Fit]] = {
     "bayesian_neural_network": bayesian_neural_network,
@@ -88,6 +94,18 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         hierarchical.radon_varying_intercepts,
         hierarchical_guides.radon_varying_intercepts_guide,
         {name: column[:60] for name, column in radon_data().items()},
+        steps=20,
+    ),
+    "hierarchical: radon_uranium": lambda: ingle.fit(
+        hierarchical.radon_uranium, hierarchical_guides.radon_uranium_guide, few_counties(), steps=20
+    ),
+    "hierarchical: radon_varying_slopes": lambda: ingle.fit(
+        hierarchical.radon_varying_slopes, hierarchical_guides.radon_varying_slopes_guide, few_counties(), steps=20
+    ),
+    "hierarchical: hierarchical_logistic": lambda: ingle.fit(
+        hierarchical.hierarchical_logistic,
+        hierarchical_guides.hierarchical_logistic_guide,
+        {name: column[:60] for name, column in radon_action_data().items()},
         steps=20,
     ),
     "mixture: diagonal": lambda: mixture("diagonal"),
