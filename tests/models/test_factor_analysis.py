@@ -136,11 +136,14 @@ def test_closed_form_is_that_of_scikit_learn() -> None:
 
 @pytest.mark.parametrize("guide", [*GUIDES, FactorAnalysisExactGuide])
 def test_factor_analysis_is_that_of_scikit_learn(guide: Any, where: dict[str, Any]) -> None:
-    """The likelihood is told for a row; noise in the gradient costs little of it, and moves single variances more."""
+    """The likelihood is told for a row; noise in the gradient costs little of it, and moves single variances more.
+
+    Far from the posterior STL_ELBO is the noisier one, and can send rows with parameters of their own astray.
+    """
     model = FactorAnalysis(13, 2)
     exact = guide is FactorAnalysisExactGuide
-    options = {"objective": Trace_ELBO()} if exact else {}
-    fit = fitted(model, guide(model), WINE, where, 800, 1 if exact else 2, **options)
+    options = {} if guide is FactorAnalysisGuide else {"objective": Trace_ELBO(1 if exact else 2)}
+    fit = fitted(model, guide(model), WINE, where, 800, 2, **options)
     peer = Peer(2, tol=1e-9, max_iter=20_000, svd_method="lapack").fit(WINE.numpy())
     with fit.active():
         log_p = float(model.log_evidence(WINE.to(fit.device, fit.dtype)).mean())
