@@ -63,7 +63,8 @@ class FactorAnalysisRowGuide:
     """q(z_i) = Normal(loc_i, covariance_i), a location and a Cholesky factor of its own for each row.
 
     N K (K + 3) / 2 numbers in place of an encoder's: no amortisation, and nothing for rows that were not fitted. In
-    minibatches each step moves the rows that were drawn, so that each needs as many visits as steps without.
+    minibatches each step moves the rows that were drawn, so that each needs as many visits as steps without. Under
+    `STL_ELBO`, whose gradient is noisy far from the posterior, it may go astray at a learning rate of 0.1.
 
     Args:
         model: the factor analysis that this is a guide for.
