@@ -31,10 +31,10 @@ NUTS = {
     ("varying intercepts", "sigma_alpha"): (0.321, 0.045),
     ("with uranium", "sigma"): (0.729, 0.018),
     ("with uranium", "sigma_alpha"): (0.149, 0.048),
-    ("varying slopes", "sigma"): (0.0, 0.0),
-    ("varying slopes", "sigma_alpha"): (0.0, 0.0),
-    ("varying slopes", "sigma_beta"): (0.0, 0.0),
-    ("varying slopes", "rho"): (0.0, 0.0),
+    ("varying slopes", "sigma"): (0.721, 0.018),
+    ("varying slopes", "sigma_alpha"): (0.128, 0.050),
+    ("varying slopes", "sigma_beta"): (0.333, 0.122),
+    ("varying slopes", "rho"): (0.099, 0.364),
 }
 
 Draws = dict[str, np.ndarray]
@@ -147,7 +147,7 @@ def draw_line(radon: pd.DataFrame, log_uranium: np.ndarray, draws: Draws, path: 
     axes.plot(log_uranium, unpooled(radon), "o", color="tab:orange", mfc="none", ms=4, label="by itself (no pooling)")
     axes.set(xlabel="uranium in the county's soil (log ppm)", ylabel="intercept, basement (log pCi/L)")
     axes.set_title("uranium tells most of what counties differ in")
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="upper left", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

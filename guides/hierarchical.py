@@ -87,7 +87,7 @@ def eight_schools_structured_guide(sigma: Tensor, y: Tensor | None = None) -> No
     mu, before = _real("mu", before)
     tau, before = _positive("tau", before)
     with pyro.plate("school", len(sigma)):
-        _standardised_effect("eta", mu, tau, before, len(sigma))
+        _standardised_effect("eta", mu, tau, before, sigma)
 
 
 def eight_schools_centred_structured_guide(sigma: Tensor, y: Tensor | None = None) -> None:
@@ -101,7 +101,7 @@ def eight_schools_centred_structured_guide(sigma: Tensor, y: Tensor | None = Non
     mu, before = _real("mu", before)
     tau, before = _positive("tau", before)
     with pyro.plate("school", len(sigma)):
-        _effect("theta", mu, tau, before, len(sigma))
+        _effect("theta", mu, tau, before, sigma)
 
 
 def radon_varying_intercepts_structured_guide(
@@ -122,7 +122,7 @@ def radon_varying_intercepts_structured_guide(
     _, before = _positive("sigma", before)
     sigma_alpha, before = _positive("sigma_alpha", before)
     with pyro.plate("county", counties):
-        _effect("alpha", mu_alpha, sigma_alpha, before, counties)
+        _effect("alpha", mu_alpha, sigma_alpha, before, torch.full((counties,), 0.1))
 
 
 def radon_uranium_guide(
@@ -149,7 +149,7 @@ def radon_uranium_guide(
     sigma_alpha, before = _positive("sigma_alpha", before)
     with pyro.plate("county", len(log_uranium)):
         line = mu_alpha + gamma * log_uranium
-        _standardised_effect("eta", line, sigma_alpha, before, len(log_uranium))
+        _standardised_effect("eta", line, sigma_alpha, before, torch.full_like(log_uranium, 0.1))
 
 
 def radon_varying_slopes_guide(
@@ -168,7 +168,7 @@ def radon_varying_slopes_guide(
         log_radon: not used.
         num_counties: not used.
     """
-    counties = len(log_uranium)
+    start = torch.full_like(log_uranium, 0.1)
     before = torch.zeros(0)
     mu_alpha, before = _real("mu_alpha", before)
     gamma, before = _real("gamma", before)
@@ -177,13 +177,13 @@ def radon_varying_slopes_guide(
     rho_unit, before = _unit("rho_unit", before)
     sigma_alpha, before = _positive("sigma_alpha", before)
     sigma_beta, before = _positive("sigma_beta", before)
-    with pyro.plate("county", counties):
+    with pyro.plate("county", len(log_uranium)):
         line = mu_alpha + gamma * log_uranium
-        alpha, eta_alpha = _standardised_effect("eta_alpha", line, sigma_alpha, before, counties)
+        alpha, eta_alpha = _standardised_effect("eta_alpha", line, sigma_alpha, before, start)
         # The prior of the slope given the intercept, and the intercept among what the slope's data depend on.
         mean = mu_beta + sigma_beta * (2 * rho_unit - 1) * eta_alpha
         sd = sigma_beta * 2 * (rho_unit * (1 - rho_unit)).sqrt()
-        _standardised_effect("eta_beta", mean, sd, before, counties, also=alpha - line)
+        _standardised_effect("eta_beta", mean, sd, before, start, also=alpha - line)
 
 
 def hierarchical_logistic_guide(
@@ -205,7 +205,7 @@ def hierarchical_logistic_guide(
     mu_alpha, before = _real("mu_alpha", before)
     sigma_alpha, before = _positive("sigma_alpha", before)
     with pyro.plate("group", groups):
-        _standardised_effect("eta", mu_alpha, sigma_alpha, before, groups)
+        _standardised_effect("eta", mu_alpha, sigma_alpha, before, torch.full((groups,), 0.1))
 
 
 def _normal(name: str, loc: Tensor) -> None:
@@ -263,9 +263,9 @@ def _append(before: Tensor, value: Tensor) -> Tensor:
     return torch.cat([before.expand(value.shape + before.shape[-1:]), value.unsqueeze(-1)], -1)
 
 
-def _effect(name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, groups: int) -> Tensor:
+def _effect(name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, start: Tensor) -> Tensor:
     """Draws effects from their prior times the factor of the data."""
-    mean, sd = _factor(name, before, groups)
+    mean, sd = _factor(name, before, start)
     weight = prior_sd**2 / (prior_sd**2 + sd**2)
     loc = prior_mean + weight * (mean - prior_mean)
     value: Tensor = pyro.sample(name, dist.Normal(loc, prior_sd * (1 - weight).sqrt()))
@@ -273,22 +273,23 @@ def _effect(name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, gro
 
 
 def _standardised_effect(
-    name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, groups: int, also: Tensor | None = None
+    name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, start: Tensor, also: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same where the latent is the effect less its prior mean, in prior sds; returns the effect and the latent."""
-    mean, sd = _factor(name, before, groups, also)
+    mean, sd = _factor(name, before, start, also)
     weight = prior_sd**2 / (prior_sd**2 + sd**2)
     loc = weight * (mean - prior_mean) / prior_sd
     value = pyro.sample(name, dist.Normal(loc, (1 - weight).sqrt()))
     return prior_mean + prior_sd * value, value
 
 
-def _factor(name: str, before: Tensor, groups: int, also: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What the data of each group say of its effect: a mean, linear in the globals, and an sd."""
-    loc = pyro.param(f"{name}_loc", torch.zeros(groups))
-    slope = pyro.param(f"{name}_slope", torch.zeros(groups, before.shape[-1]))
-    sd = pyro.param(f"{name}_scale", torch.full((groups,), 0.1), constraint=constraints.positive)
+def _factor(name: str, before: Tensor, start: Tensor, also: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What the data of each group say of its effect: a mean, linear in the globals, and an sd, at first `start`."""
+    # The sd starts small: where it starts wide and the group scale small, neither has a gradient worth following.
+    sd = pyro.param(f"{name}_scale", start, constraint=constraints.positive)
+    loc = pyro.param(f"{name}_loc", torch.zeros(len(start)))
+    slope = pyro.param(f"{name}_slope", torch.zeros(len(start), before.shape[-1]))
     mean = loc + (before * slope).sum(-1)
     if also is not None:
-        mean = mean + pyro.param(f"{name}_also_slope", torch.zeros(groups)) * also
+        mean = mean + pyro.param(f"{name}_also_slope", torch.zeros(len(start))) * also
     return mean, sd
