@@ -1,10 +1,12 @@
 """Guides for the hierarchical models: mean-field, and structured, where the groups' effects follow the globals.
 
-A structured guide draws the global latents, scales as logs, from one normal with a full covariance, written as a chain
-of regressions: each is normal with a mean linear in those before it. Given them, the effect of a group has its prior
-times a learned normal factor that stands for the group's data, as in conjugate models the posterior has. So q shrinks
-an effect as its group scale goes to 0, which no independent normal does, and a group without data learns a wide factor.
-For a normal likelihood that is the exact conditional of effects that are alone in their group.
+A structured guide draws the global latents in unconstrained space from one normal with a full covariance, written as
+a chain of regressions: each is normal with a mean linear in those before it. A scale is a softplus of its normal times
+a learned number, which lies between a log-normal and a normal cut at 0: group scales of few groups are skewed less
+than the first. Given the globals, the effect of a group has its prior times a learned normal factor that stands for
+the group's data, as in conjugate models the posterior has. So an effect is drawn to its prior as the group scale goes
+to 0, which no independent normal follows, and a group without data learns a wide factor. Under a normal likelihood
+with one effect a group, nothing is lost by it but the factor's sd not following that of the noise.
 
 References:
     Hoffman and Blei (2015), Structured Stochastic Variational Inference.
