@@ -79,7 +79,7 @@ def radon_varying_intercepts_guide(
 
 
 def eight_schools_structured_guide(sigma: Tensor, y: Tensor | None = None) -> None:
-    """Structured: mu and log tau jointly normal, eta_j normal given both.
+    """Structured: mu and tau, unconstrained, jointly normal, eta_j normal given both.
 
     Args:
         sigma: standard errors, shape (J,).
@@ -93,7 +93,7 @@ def eight_schools_structured_guide(sigma: Tensor, y: Tensor | None = None) -> No
 
 
 def eight_schools_centred_structured_guide(sigma: Tensor, y: Tensor | None = None) -> None:
-    """Structured: mu and log tau jointly normal, theta_j normal given both.
+    """Structured: mu and tau, unconstrained, jointly normal, theta_j normal given both.
 
     Args:
         sigma: standard errors, shape (J,).
@@ -109,7 +109,7 @@ def eight_schools_centred_structured_guide(sigma: Tensor, y: Tensor | None = Non
 def radon_varying_intercepts_structured_guide(
     county: Tensor, floor: Tensor, log_radon: Tensor | None = None, num_counties: int | None = None
 ) -> None:
-    """Structured: mu_alpha, beta and the logs of the two scales jointly normal, alpha_c normal given them.
+    """Structured: mu_alpha, beta and the two scales, unconstrained, jointly normal, alpha_c normal given them.
 
     Args:
         county: index of each house's county, integer, shape (N,).
@@ -134,7 +134,7 @@ def radon_uranium_guide(
     log_radon: Tensor | None = None,
     num_counties: int | None = None,
 ) -> None:
-    """Structured: the line, beta and the logs of the two scales jointly normal, eta_c normal given them.
+    """Structured: the line, beta and the two scales, unconstrained, jointly normal, eta_c normal given them.
 
     Args:
         county: not used.
@@ -161,7 +161,7 @@ def radon_varying_slopes_guide(
     log_radon: Tensor | None = None,
     num_counties: int | None = None,
 ) -> None:
-    """Structured: all globals jointly normal, the intercept of a county normal given them, its slope given both.
+    """Structured: all globals, unconstrained, jointly normal; then the intercept of a county, then its slope, normal.
 
     Args:
         county: not used.
@@ -191,7 +191,7 @@ def radon_varying_slopes_guide(
 def hierarchical_logistic_guide(
     group: Tensor, x: Tensor, y: Tensor | None = None, num_groups: int | None = None
 ) -> None:
-    """Structured: beta, mu_alpha and log sigma_alpha jointly normal, eta_g normal given them.
+    """Structured: beta, mu_alpha and sigma_alpha, unconstrained, jointly normal, eta_g normal given them.
 
     Args:
         group: index of each row's group, integer, shape (N,).
