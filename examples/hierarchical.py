@@ -27,7 +27,14 @@ DATA = Path(__file__).parent / "data" / "radon.csv"
 ACTION_LEVEL = 4.0  # pCi/L, of the Environmental Protection Agency
 # Mean and sd of long NUTS on the same models (benchmarks/references.py).
 NUTS = {
-    ("varying intercepts", "sigma_alpha"): (0.0, 0.0),
+    ("varying intercepts", "sigma"): (0.727, 0.017),
+    ("varying intercepts", "sigma_alpha"): (0.321, 0.045),
+    ("with uranium", "sigma"): (0.729, 0.018),
+    ("with uranium", "sigma_alpha"): (0.149, 0.048),
+    ("varying slopes", "sigma"): (0.721, 0.018),
+    ("varying slopes", "sigma_alpha"): (0.128, 0.050),
+    ("varying slopes", "sigma_beta"): (0.333, 0.122),
+    ("varying slopes", "rho"): (0.099, 0.364),
 }
 
 Draws = dict[str, np.ndarray]
@@ -140,7 +147,7 @@ def draw_line(radon: pd.DataFrame, log_uranium: np.ndarray, draws: Draws, path: 
     axes.plot(log_uranium, unpooled(radon), "o", color="tab:orange", mfc="none", ms=4, label="by itself (no pooling)")
     axes.set(xlabel="uranium in the county's soil (log ppm)", ylabel="intercept, basement (log pCi/L)")
     axes.set_title("uranium tells most of what counties differ in")
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="upper left", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -158,6 +165,7 @@ def draw_slopes(draws: Draws, path: Path) -> None:
     right.hist(draws["rho"], np.linspace(-1, 1, 41), density=True, color="tab:blue", alpha=0.6, label="posterior")
     grid = np.linspace(-1, 1, 101)
     right.plot(grid, 0.75 * (1 - grid**2), color="grey", label="prior")
+    right.set_xticks(np.linspace(-1, 1, 5))
     right.set(xlabel="correlation of intercept and slope, rho", ylabel="density", title="what the data say of rho")
     right.legend(fontsize=9)
     figure.savefig(path, dpi=120)

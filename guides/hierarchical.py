@@ -1,10 +1,12 @@
 """Guides for the hierarchical models: mean-field, and structured, where the groups' effects follow the globals.
 
-A structured guide draws the global latents, scales as logs, from one normal with a full covariance, written as a chain
-of regressions: each is normal with a mean linear in those before it. Given them, the effect of a group has its prior
-times a learned normal factor that stands for the group's data, as in conjugate models the posterior has. So q shrinks
-an effect as its group scale goes to 0, which no independent normal does, and a group without data learns a wide factor.
-For a normal likelihood that is the exact conditional of effects that are alone in their group.
+A structured guide draws the global latents in unconstrained space from one normal with a full covariance, written as
+a chain of regressions: each is normal with a mean linear in those before it. A scale is a softplus of its normal times
+a learned number, which lies between a log-normal and a normal cut at 0: group scales of few groups are skewed less
+than the first. Given the globals, the effect of a group has its prior times a learned normal factor that stands for
+the group's data, as in conjugate models the posterior has. So an effect is drawn to its prior as the group scale goes
+to 0, which no independent normal follows, and a group without data learns a wide factor. Under a normal likelihood
+with one effect a group, nothing is lost by it but the factor's sd not following that of the noise.
 
 References:
     Hoffman and Blei (2015), Structured Stochastic Variational Inference.
@@ -77,7 +79,7 @@ def radon_varying_intercepts_guide(
 
 
 def eight_schools_structured_guide(sigma: Tensor, y: Tensor | None = None) -> None:
-    """Structured: mu and log tau jointly normal, eta_j normal given both.
+    """Structured: mu and tau, unconstrained, jointly normal, eta_j normal given both.
 
     Args:
         sigma: standard errors, shape (J,).
@@ -87,11 +89,11 @@ def eight_schools_structured_guide(sigma: Tensor, y: Tensor | None = None) -> No
     mu, before = _real("mu", before)
     tau, before = _positive("tau", before)
     with pyro.plate("school", len(sigma)):
-        _standardised_effect("eta", mu, tau, before, len(sigma))
+        _standardised_effect("eta", mu, tau, before, sigma)
 
 
 def eight_schools_centred_structured_guide(sigma: Tensor, y: Tensor | None = None) -> None:
-    """Structured: mu and log tau jointly normal, theta_j normal given both.
+    """Structured: mu and tau, unconstrained, jointly normal, theta_j normal given both.
 
     Args:
         sigma: standard errors, shape (J,).
@@ -101,13 +103,13 @@ def eight_schools_centred_structured_guide(sigma: Tensor, y: Tensor | None = Non
     mu, before = _real("mu", before)
     tau, before = _positive("tau", before)
     with pyro.plate("school", len(sigma)):
-        _effect("theta", mu, tau, before, len(sigma))
+        _effect("theta", mu, tau, before, sigma)
 
 
 def radon_varying_intercepts_structured_guide(
     county: Tensor, floor: Tensor, log_radon: Tensor | None = None, num_counties: int | None = None
 ) -> None:
-    """Structured: mu_alpha, beta and the logs of the two scales jointly normal, alpha_c normal given them.
+    """Structured: mu_alpha, beta and the two scales, unconstrained, jointly normal, alpha_c normal given them.
 
     Args:
         county: index of each house's county, integer, shape (N,).
@@ -122,7 +124,7 @@ def radon_varying_intercepts_structured_guide(
     _, before = _positive("sigma", before)
     sigma_alpha, before = _positive("sigma_alpha", before)
     with pyro.plate("county", counties):
-        _effect("alpha", mu_alpha, sigma_alpha, before, counties)
+        _effect("alpha", mu_alpha, sigma_alpha, before, torch.full((counties,), 0.1))
 
 
 def radon_uranium_guide(
@@ -132,7 +134,7 @@ def radon_uranium_guide(
     log_radon: Tensor | None = None,
     num_counties: int | None = None,
 ) -> None:
-    """Structured: the line, beta and the logs of the two scales jointly normal, eta_c normal given them.
+    """Structured: the line, beta and the two scales, unconstrained, jointly normal, eta_c normal given them.
 
     Args:
         county: not used.
@@ -149,7 +151,7 @@ def radon_uranium_guide(
     sigma_alpha, before = _positive("sigma_alpha", before)
     with pyro.plate("county", len(log_uranium)):
         line = mu_alpha + gamma * log_uranium
-        _standardised_effect("eta", line, sigma_alpha, before, len(log_uranium))
+        _standardised_effect("eta", line, sigma_alpha, before, torch.full_like(log_uranium, 0.1))
 
 
 def radon_varying_slopes_guide(
@@ -159,7 +161,7 @@ def radon_varying_slopes_guide(
     log_radon: Tensor | None = None,
     num_counties: int | None = None,
 ) -> None:
-    """Structured: all globals jointly normal, the intercept of a county normal given them, its slope given both.
+    """Structured: all globals, unconstrained, jointly normal; then the intercept of a county, then its slope, normal.
 
     Args:
         county: not used.
@@ -168,7 +170,7 @@ def radon_varying_slopes_guide(
         log_radon: not used.
         num_counties: not used.
     """
-    counties = len(log_uranium)
+    start = torch.full_like(log_uranium, 0.1)
     before = torch.zeros(0)
     mu_alpha, before = _real("mu_alpha", before)
     gamma, before = _real("gamma", before)
@@ -177,19 +179,19 @@ def radon_varying_slopes_guide(
     rho_unit, before = _unit("rho_unit", before)
     sigma_alpha, before = _positive("sigma_alpha", before)
     sigma_beta, before = _positive("sigma_beta", before)
-    with pyro.plate("county", counties):
+    with pyro.plate("county", len(log_uranium)):
         line = mu_alpha + gamma * log_uranium
-        alpha, eta_alpha = _standardised_effect("eta_alpha", line, sigma_alpha, before, counties)
+        alpha, eta_alpha = _standardised_effect("eta_alpha", line, sigma_alpha, before, start)
         # The prior of the slope given the intercept, and the intercept among what the slope's data depend on.
         mean = mu_beta + sigma_beta * (2 * rho_unit - 1) * eta_alpha
         sd = sigma_beta * 2 * (rho_unit * (1 - rho_unit)).sqrt()
-        _standardised_effect("eta_beta", mean, sd, before, counties, also=alpha - line)
+        _standardised_effect("eta_beta", mean, sd, before, start, also=alpha - line)
 
 
 def hierarchical_logistic_guide(
     group: Tensor, x: Tensor, y: Tensor | None = None, num_groups: int | None = None
 ) -> None:
-    """Structured: beta, mu_alpha and log sigma_alpha jointly normal, eta_g normal given them.
+    """Structured: beta, mu_alpha and sigma_alpha, unconstrained, jointly normal, eta_g normal given them.
 
     Args:
         group: index of each row's group, integer, shape (N,).
@@ -205,7 +207,7 @@ def hierarchical_logistic_guide(
     mu_alpha, before = _real("mu_alpha", before)
     sigma_alpha, before = _positive("sigma_alpha", before)
     with pyro.plate("group", groups):
-        _standardised_effect("eta", mu_alpha, sigma_alpha, before, groups)
+        _standardised_effect("eta", mu_alpha, sigma_alpha, before, torch.full((groups,), 0.1))
 
 
 def _normal(name: str, loc: Tensor) -> None:
@@ -263,9 +265,9 @@ def _append(before: Tensor, value: Tensor) -> Tensor:
     return torch.cat([before.expand(value.shape + before.shape[-1:]), value.unsqueeze(-1)], -1)
 
 
-def _effect(name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, groups: int) -> Tensor:
+def _effect(name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, start: Tensor) -> Tensor:
     """Draws effects from their prior times the factor of the data."""
-    mean, sd = _factor(name, before, groups)
+    mean, sd = _factor(name, before, start)
     weight = prior_sd**2 / (prior_sd**2 + sd**2)
     loc = prior_mean + weight * (mean - prior_mean)
     value: Tensor = pyro.sample(name, dist.Normal(loc, prior_sd * (1 - weight).sqrt()))
@@ -273,22 +275,23 @@ def _effect(name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, gro
 
 
 def _standardised_effect(
-    name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, groups: int, also: Tensor | None = None
+    name: str, prior_mean: Tensor, prior_sd: Tensor, before: Tensor, start: Tensor, also: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same where the latent is the effect less its prior mean, in prior sds; returns the effect and the latent."""
-    mean, sd = _factor(name, before, groups, also)
+    mean, sd = _factor(name, before, start, also)
     weight = prior_sd**2 / (prior_sd**2 + sd**2)
     loc = weight * (mean - prior_mean) / prior_sd
     value = pyro.sample(name, dist.Normal(loc, (1 - weight).sqrt()))
     return prior_mean + prior_sd * value, value
 
 
-def _factor(name: str, before: Tensor, groups: int, also: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What the data of each group say of its effect: a mean, linear in the globals, and an sd."""
-    loc = pyro.param(f"{name}_loc", torch.zeros(groups))
-    slope = pyro.param(f"{name}_slope", torch.zeros(groups, before.shape[-1]))
-    sd = pyro.param(f"{name}_scale", torch.full((groups,), 0.1), constraint=constraints.positive)
+def _factor(name: str, before: Tensor, start: Tensor, also: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What the data of each group say of its effect: a mean, linear in the globals, and an sd, at first `start`."""
+    # The sd starts small: where it starts wide and the group scale small, neither has a gradient worth following.
+    sd = pyro.param(f"{name}_scale", start, constraint=constraints.positive)
+    loc = pyro.param(f"{name}_loc", torch.zeros(len(start)))
+    slope = pyro.param(f"{name}_slope", torch.zeros(len(start), before.shape[-1]))
     mean = loc + (before * slope).sum(-1)
     if also is not None:
-        mean = mean + pyro.param(f"{name}_also_slope", torch.zeros(groups)) * also
+        mean = mean + pyro.param(f"{name}_also_slope", torch.zeros(len(start))) * also
     return mean, sd
