@@ -134,6 +134,7 @@ def test_effects_have_their_exact_conditional(where: dict[str, Any]) -> None:
         assert torch.corrcoef(together)[0, 1:].abs().max() < 0.2
 
 
+@pytest.mark.long
 def test_many_rows_give_the_log_odds(where: dict[str, Any]) -> None:
     """Where groups are large and covariates 0, alpha is the log odds of its group, with the sd of its counts."""
     group = torch.arange(4).repeat_interleave(1_000)

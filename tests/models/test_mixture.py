@@ -190,7 +190,7 @@ def trapped() -> Tensor:
     return torch.cat([x, torch.tensor([[6.0, 6.0]])])
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", ["spherical", "full"])
 def test_the_best_of_several_starts_is_taken(covariance: Covariance, where: dict[str, Any]) -> None:
     """Eight starts in one run: the best beats the first, and one fit from there has its ELBO and its labels."""
     x = trapped()
