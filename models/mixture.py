@@ -75,8 +75,15 @@ class Clusters(NamedTuple):
             first = first.reshape(-1, first.shape[-1]).mean(0).expand(first.shape)
         return self._take(first.argsort(-1))
 
-    def like(self, x: Tensor) -> Clusters:
-        """The same numbers in the dtype and on the device of x."""
+    def to_start(self, x: Tensor) -> Clusters:
+        """Where a fit to x starts from these clusters: the same numbers, in the dtype and on the device of x.
+
+        Raises:
+            ValueError: a column of x is constant, or the clusters have another number of columns.
+        """
+        _refuse_constant(x)
+        if self.loc.shape[-1] != x.shape[1]:
+            raise ValueError(f"the start has {self.loc.shape[-1]} columns, and x has {x.shape[1]}")
         return Clusters(*(value.to(x) for value in self))
 
     def _take(self, order: Tensor) -> Clusters:
@@ -105,12 +112,13 @@ class Clusters(NamedTuple):
             seed: of the drawn points; the global random state is not touched.
 
         Raises:
-            ValueError: fewer than K different points.
+            ValueError: fewer than K different points; a constant column, whose variance no data can tell from 0.
 
         References:
             Gonzalez (1985), Clustering to minimize the maximum intercluster distance.
             Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding.
         """
+        _refuse_constant(x)
         different = len(x.unique(dim=0))
         if different < num_components:
             raise ValueError(
@@ -154,7 +162,7 @@ class GaussianMixture:
 
     Raises:
         ValueError: a covariance that does not exist, fewer than one component or start; at the call, points that are
-            no table, or a constant column, whose variance no data can tell from 0.
+            no table.
 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, sections 9.2 and 10.2.
@@ -280,7 +288,7 @@ class MaximumLikelihoodMixture:
         def start() -> Clusters:
             if self.start is None:
                 return Clusters.far_apart(x, self.num_components, self.covariance, self.starts)
-            return self.start.like(x)
+            return self.start.to_start(x)
 
         full = self.covariance == "full"
         kind = constraints.lower_cholesky if full else constraints.greater_than(1e-3)
@@ -306,13 +314,17 @@ def _size(x: Tensor | None, size: tuple[int, int] | None) -> tuple[int, int]:
         return size
     if x.dim() != 2:
         raise ValueError(f"x must have shape (N, D), a row a point, got {tuple(x.shape)}: for one column, x[:, None]")
+    return len(x), x.shape[1]
+
+
+def _refuse_constant(x: Tensor) -> None:
+    # Only where a fit begins: a few new points that are alike are no reason to refuse a prediction.
     constant = (x == x[:1]).all(0).nonzero().flatten().tolist()
-    if constant and len(x) > 1:
+    if constant:
         raise ValueError(
             f"column {', '.join(map(str, constant))} of x has the same value in all {len(x)} rows: its variance cannot "
             "be told from 0, and the density has no bound; leave it out"
         )
-    return len(x), x.shape[1]
 
 
 def plate_of_starts(starts: int) -> AbstractContextManager[Any]:
