@@ -39,7 +39,7 @@ class GaussianMixtureGuide:
         seed: of the starts that are drawn, where the model has several.
 
     Raises:
-        ValueError: at the first call, fewer different points than components and no start; a start of other columns;
+        ValueError: at the first call, fewer different points than components and no start; a start of other shapes;
             a constant column, whose variance no data can tell from 0.
 
     References:
@@ -124,7 +124,7 @@ class GaussianMixtureGuide:
         model = self.model
         if self.start is None:
             return Clusters.far_apart(x, model.num_components, model.covariance, model.starts, self.seed)
-        return self.start.to_start(x)
+        return self.start.to_start(x, model.num_components, model.covariance, model.starts)
 
     def _bartlett_factor(self, x: Tensor) -> None:
         columns = x.shape[1]

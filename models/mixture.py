@@ -75,15 +75,23 @@ class Clusters(NamedTuple):
             first = first.reshape(-1, first.shape[-1]).mean(0).expand(first.shape)
         return self._take(first.argsort(-1))
 
-    def to_start(self, x: Tensor) -> Clusters:
+    def to_start(self, x: Tensor, num_components: int, covariance: Covariance, starts: int = 1) -> Clusters:
         """Where a fit to x starts from these clusters: the same numbers, in the dtype and on the device of x.
 
         Raises:
-            ValueError: a column of x is constant, or the clusters have another number of columns.
+            ValueError: clusters of other shapes than the mixture has; a constant column of x.
         """
-        _refuse_constant(x)
-        if self.loc.shape[-1] != x.shape[1]:
-            raise ValueError(f"the start has {self.loc.shape[-1]} columns, and x has {x.shape[1]}")
+        _check_start(x)
+        k, columns = num_components, x.shape[1]
+        one: dict[str, tuple[int, ...]] = {"spherical": (), "diagonal": (columns,), "full": (columns, columns)}
+        front = (starts, k) if starts > 1 else (k,)
+        wanted = (front, (*front, columns), (*front, *one[covariance]))
+        found = tuple(tuple(value.shape) for value in self)
+        if found != wanted:
+            raise ValueError(
+                f"the start has weights, loc and scale of shapes {', '.join(map(str, found))}, and {k} components of "
+                f"{columns} columns with {covariance} covariances need {', '.join(map(str, wanted))}"
+            )
         return Clusters(*(value.to(x) for value in self))
 
     def _take(self, order: Tensor) -> Clusters:
@@ -118,7 +126,7 @@ class Clusters(NamedTuple):
             Gonzalez (1985), Clustering to minimize the maximum intercluster distance.
             Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding.
         """
-        _refuse_constant(x)
+        _check_start(x)
         different = len(x.unique(dim=0))
         if different < num_components:
             raise ValueError(
@@ -162,7 +170,7 @@ class GaussianMixture:
 
     Raises:
         ValueError: a covariance that does not exist, fewer than one component or start; at the call, points that are
-            no table.
+            no table, or integers.
 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, sections 9.2 and 10.2.
@@ -288,7 +296,7 @@ class MaximumLikelihoodMixture:
         def start() -> Clusters:
             if self.start is None:
                 return Clusters.far_apart(x, self.num_components, self.covariance, self.starts)
-            return self.start.to_start(x)
+            return self.start.to_start(x, self.num_components, self.covariance, self.starts)
 
         full = self.covariance == "full"
         kind = constraints.lower_cholesky if full else constraints.greater_than(1e-3)
@@ -312,12 +320,19 @@ def _size(x: Tensor | None, size: tuple[int, int] | None) -> tuple[int, int]:
         if size is None:
             raise ValueError("neither points nor a size: give x of shape (N, D), or size=(N, D) to draw points")
         return size
-    if x.dim() != 2:
-        raise ValueError(f"x must have shape (N, D), a row a point, got {tuple(x.shape)}: for one column, x[:, None]")
+    _check_points(x)
     return len(x), x.shape[1]
 
 
-def _refuse_constant(x: Tensor) -> None:
+def _check_points(x: Tensor) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape (N, D), a row a point, got {tuple(x.shape)}: for one column, x[:, None]")
+    if not x.is_floating_point():
+        raise ValueError(f"x must hold floating-point numbers, got {x.dtype}: x.double(), or array.astype(float)")
+
+
+def _check_start(x: Tensor) -> None:
+    _check_points(x)
     # Only where a fit begins: a few new points that are alike are no reason to refuse a prediction.
     constant = (x == x[:1]).all(0).nonzero().flatten().tolist()
     if constant:

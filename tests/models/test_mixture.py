@@ -279,6 +279,24 @@ def test_bad_points_are_refused_in_words(covariance: Covariance) -> None:
         ingle.fit(model, guide, constant, steps=1)
     with pytest.raises(ValueError, match=r"x must have shape \(N, D\).* for one column, x\[:, None\]"):
         ingle.fit(model, guide, torch.arange(9.0), steps=1)
+    with pytest.raises(ValueError, match=r"floating-point numbers, got torch\.int64: x\.double"):
+        ingle.fit(model, guide, (10 * three_clusters()).long(), steps=1)
+
+
+def test_a_start_of_another_mixture_is_refused_in_words() -> None:
+    x, model = three_clusters(), GaussianMixture(3, "full")
+    for start, words in (
+        (
+            Clusters.far_apart(x, 3),
+            r"\(3,\), \(3, 2\), \(3, 2\), and 3 components .* need \(3,\), \(3, 2\), \(3, 2, 2\)",
+        ),
+        (Clusters.far_apart(x, 2, "full"), r"\(2,\), \(2, 2\), \(2, 2, 2\), and 3 components of 2 columns"),
+        (Clusters.far_apart(x, 3, "full", starts=4), r"shapes \(4, 3\),"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ingle.fit(model, GaussianMixtureGuide(model, start=start), x, steps=1)
+        with pytest.raises(ValueError, match=words):
+            ingle.fit(MaximumLikelihoodMixture(3, "full", start=start), maximum_likelihood_guide, x, steps=1)
 
 
 def test_bad_options_are_refused_in_words() -> None:
