@@ -56,7 +56,7 @@ def _vae(case: Case, device: str) -> tuple[VAE, VAEGuide]:
     model = VAE(784, latent_dim=20, hidden=(400,))
     guide = VAEGuide(model)
     for name, network in (("decoder", model.decoder), ("encoder", guide.encoder)):
-        layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
         for place, layer in enumerate(layers):
             with torch.no_grad():
                 layer.weight.copy_(torch.tensor(case.start[f"{name}.weight{place}"]))

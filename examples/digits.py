@@ -35,7 +35,7 @@ def main() -> None:
     first = [int(np.flatnonzero(digits.target == digit)[0]) for digit in range(SHOWN)]
 
     torch.manual_seed(0)  # the networks start at random, outside the fit
-    model = VAE(data_dim=64, latent_dim=8, hidden=(128,))
+    model = VAE(64, latent_dim=8, hidden=(128,))
     guide = VAEGuide(model)
     fit = ingle.fit(
         model,
@@ -52,10 +52,10 @@ def main() -> None:
     independent = float((bits * np.log(rates) + (1 - bits) * np.log1p(-rates)).sum()) / len(bits)
     print(f"\nnats a digit: ELBO {fit.elbo[0] / len(bits):.2f}, independent pixels {independent:.2f}")
 
-    with torch.no_grad(), fit.active():
+    with fit.active():
         shown = torch.tensor(bits[first], dtype=fit.dtype, device=fit.device)
-        rebuilt = model.emission(guide.encode(shown).mean).mean
-        fresh = model.emission(torch.randn(SHOWN, model.latent_dim)).mean
+        rebuilt = guide.reconstruct(shown)
+        fresh = model.generate(SHOWN)
     draw(
         {"digits": shown, "rebuilt from their codes": rebuilt, "from the prior": fresh},
         options.out / "digits.png",

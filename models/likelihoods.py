@@ -74,7 +74,8 @@ class Likelihood:
             found = dist.Normal(parts[..., 0], scale)
         else:
             found = dist.Normal(parts[..., 0], functional.softplus(parts[..., 1]) + _FLOOR)
-        return found.to_event(dims)
+        whole: dist.TorchDistribution = found.to_event(dims)
+        return whole
 
     def mean(self, out: Tensor, dims: int) -> Tensor:
         """Expected values: shape (…, outputs, *shape) gives (…, *shape)."""

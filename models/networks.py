@@ -140,7 +140,7 @@ class _ConvolutionalDecoder(nn.Module):
         steps = itertools.pairwise((*channels, each * shape[0]))
         for (before, after), (small, large) in zip(steps, itertools.pairwise(sizes), strict=True):
             # Halving rounds up, so that an odd size is found again by leaving out the padding of the last row.
-            odd = tuple(1 - (2 * low - high) for low, high in zip(small, large, strict=True))
+            odd = (1 - (2 * small[0] - large[0]), 1 - (2 * small[1] - large[1]))
             layers += [
                 _ACTIVATIONS[activation](),
                 nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=odd),

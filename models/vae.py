@@ -106,14 +106,16 @@ class VAE(nn.Module):
 
     def prior(self) -> dist.TorchDistribution:
         """The distribution of a code, event shape (K,)."""
+        code: dist.TorchDistribution
         if self.components == 1:
-            code: dist.TorchDistribution = dist.Normal(torch.zeros(self.latent_dim), 1.0).to_event(1)
+            code = dist.Normal(torch.zeros(self.latent_dim), 1.0).to_event(1)
             return code
         count, size = self.components, self.latent_dim
         weights = pyro.param("prior_weights", torch.full((count,), 1.0 / count), constraint=constraints.simplex)
         loc = pyro.param("prior_loc", lambda: torch.randn(count, size))
         scale = pyro.param("prior_scale", torch.ones(count, size), constraint=constraints.softplus_positive)
-        return dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(loc, scale).to_event(1))
+        code = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(loc, scale).to_event(1))
+        return code
 
     def emission(self, z: Tensor, classes: Tensor | None = None) -> dist.TorchDistribution:
         """The distribution of data given codes.

@@ -55,5 +55,5 @@ def test_digits_in_minibatches(where: dict[str, Any]) -> None:
 
 
 def test_unknown_likelihood_is_refused() -> None:
-    with pytest.raises(ValueError, match="'bernoulli' or 'normal'"):
+    with pytest.raises(ValueError, match="'bernoulli', 'normal'"):
         VAE(4, likelihood="poisson")  # type: ignore[arg-type]

@@ -11,12 +11,11 @@ from pyro.distributions.util import is_identically_zero
 from pyro.infer import autoguide
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ingle.errors import OptionError
 from ingle.evidence.elements import Elements
 from ingle.evidence.joint import log_prob, supported
-from ingle.program import Given, Program, Site, family, reached, read_sites, sample_nodes
+from ingle.program import Given, Program, Site, family, reached, read_sites, sample_nodes, to_support
 
 __all__ = [
     "IMPROPER",
@@ -239,7 +238,7 @@ def _of_automatic(guide: Any, values: Mapping[str, Tensor], auxiliary: Collectio
         return None
     prototype: Any = guide.prototype_trace
     sites = dict(prototype.iter_stochastic_nodes())
-    back = {name: biject_to(site["fn"].support).inv(values[name]) for name, site in sites.items() if name in values}
+    back = {name: to_support(site["fn"]).inv(values[name]) for name, site in sites.items() if name in values}
     if isinstance(guide, autoguide.AutoNormal):
         return {f"{name}{_OF_ITS_OWN}": value for name, value in back.items()}
     own = f"_{guide._pyro_name}_latent"

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ingle.evidence.elements import Elements
 from ingle.evidence.proposal import Proposal
 from ingle.evidence.sampler import Sampler
-from ingle.program import together
+from ingle.program import to_support, together
 
 __all__ = ["Space"]
 
@@ -123,7 +122,7 @@ class _Freed(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self._values and not msg["is_observed"]:
-            transform = biject_to(msg["fn"].support)
+            transform = to_support(msg["fn"])
             msg["value"], msg["done"] = self._values[name], True
             self.points[name] = transform.inv(msg["value"])
             for frame in msg["cond_indep_stack"]:  # a plate may have another dimension around another latent
@@ -153,7 +152,7 @@ class _Held(Messenger):
         name = msg["name"]
         if name not in self._points or msg["is_observed"]:
             return
-        transform, point = biject_to(msg["fn"].support), self._points[name]
+        transform, point = to_support(msg["fn"]), self._points[name]
         msg["value"], msg["done"] = transform(point), True
         first = name not in self.values  # where latents are summed out the model may run more than once
         self.values[name] = msg["value"]

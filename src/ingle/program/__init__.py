@@ -4,7 +4,7 @@ from ingle.program.amortised import amortised
 from ingle.program.build import build_program
 from ingle.program.check import Check, check
 from ingle.program.discrete import Summed
-from ingle.program.distributions import family, layers, plain_constraint
+from ingle.program.distributions import family, layers, plain_constraint, to_support
 from ingle.program.explain import check_call, explained
 from ingle.program.finding import Finding
 from ingle.program.guides import GuideName
@@ -70,6 +70,7 @@ __all__ = [
     "score_sampled",
     "set_guide",
     "state_of_its_own",
+    "to_support",
     "together",
     "typical_value",
 ]

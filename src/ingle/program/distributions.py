@@ -8,10 +8,10 @@ from typing import Any
 from pyro.distributions import Distribution
 from torch import Tensor
 from torch.distributions import Distribution as TorchDistribution
-from torch.distributions import Transform
+from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import Constraint
 
-__all__ = ["bound", "family", "innermost", "layers", "made_of", "plain_constraint", "range_of"]
+__all__ = ["bound", "family", "innermost", "layers", "made_of", "plain_constraint", "range_of", "to_support"]
 
 _WRAPPERS = ("Independent", "MaskedDistribution", "ExpandedDistribution")
 
@@ -70,10 +70,29 @@ def family(fn: Any) -> str:
 
 
 def plain_constraint(constraint: Any) -> Any:
-    """A constraint on single elements where it is one on many independent ones."""
+    """A constraint on single elements where it is one on many independent ones, or on a mixture's components."""
+    constraint = _of_components(constraint)
     while hasattr(constraint, "base_constraint") and hasattr(constraint, "reinterpreted_batch_ndims"):
         constraint = constraint.base_constraint
     return constraint
+
+
+def to_support(fn: Any) -> Transform:
+    """The bijection from unconstrained numbers to the support of a distribution.
+
+    Raises:
+        NotImplementedError: none is known.
+    """
+    transform: Transform = biject_to(_of_components(fn.support))
+    return transform
+
+
+def _of_components(constraint: Any) -> Any:
+    """Of a mixture, the support of its components where they have the same one; any other constraint as it is."""
+    if type(constraint).__name__ != "MixtureSameFamilyConstraint":
+        return constraint
+    components = constraint.base_constraint
+    return constraint if made_of(components) else components
 
 
 def range_of(constraint: Any) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from pyro.infer.autoguide.initialization import init_to_median, init_to_sample
 from torch import Tensor
-from torch.distributions import biject_to
+
+from ingle.program.distributions import to_support
 
 __all__ = ["drawn_value", "typical_value"]
 
@@ -34,6 +35,6 @@ def _value(site: Any, choose: Any) -> Tensor:
     try:
         return fn.sample() if discrete else choose(site)  # type: ignore[no-any-return]
     except NotImplementedError:  # dist.ImproperUniform
-        transform = biject_to(fn.support)
+        transform = to_support(fn)
         shape = transform.inverse_shape(fn.shape())
         return transform(torch.zeros(shape))  # type: ignore[no-any-return]
