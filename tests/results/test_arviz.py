@@ -14,7 +14,6 @@ import torch
 from support import arviz_line, az, eight_schools_data, old_faithful, radon_action_data, radon_data
 
 import ingle
-from ingle import guides
 from ingle.guides import hierarchical as hierarchical_guides
 from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
