@@ -1,4 +1,4 @@
-"""A step of SVI in Pyro, NumPyro and Ingle, side by side on the machine that it runs on, as a Markdown table.
+"""A step of SVI in Pyro, NumPyro, Ingle and by hand, side by side on the machine that it runs on, as a Markdown table.
 
 Run: python -m benchmarks.svi [--cases radon vae] [--ways pyro numpyro ingle] [--threads 1] [--device cuda]
      python -m benchmarks.svi --check        only whether all ways optimise the same thing
@@ -39,12 +39,12 @@ from typing import Any
 
 from benchmarks.agree import disagreement, repeated_noise
 from benchmarks.cases import CASES
-from benchmarks.ways import WAYS
+from benchmarks.ways import BY_HAND, WAYS
 from benchmarks.worker import BrokenError, NotRunError, Worker
 
 FIRST = 50
 CHECKED = 2_000
-DEFAULT_WAYS = ("pyro", "numpyro", "ingle-eager", "ingle", "ingle-svi")
+DEFAULT_WAYS = ("pyro", "numpyro", "torch", "torch-compiled", "ingle-eager", "ingle", "ingle-svi")
 TITLES = {
     "pyro": "pyro.infer.SVI",
     "pyro-unchecked": "pyro.infer.SVI, validation off",
@@ -52,6 +52,8 @@ TITLES = {
     "ingle-eager": "ingle.fit, eager",
     "ingle": "ingle.fit, compiled",
     "ingle-svi": "ingle.SVI.step, compiled",
+    "torch": "torch by hand",
+    "torch-compiled": "torch by hand, torch.compile",
 }
 
 
@@ -125,7 +127,7 @@ def round_steps(way: str, worker: Worker, seconds: float, total: int) -> int:
 
 def run_case(name: str, options: argparse.Namespace) -> list[Row]:
     """All ways on one case."""
-    rows = [Row(name, way) for way in options.ways]
+    rows = [Row(name, way) for way in options.ways if BY_HAND.get(way, name) == name]
     checked = min(options.check_steps, CASES[name]().checked)
     with contextlib.ExitStack() as stack:
         held: dict[str, tuple[Row, Worker]] = {}
@@ -180,11 +182,11 @@ def lines(rows: list[Row], notes: list[str]) -> list[str]:
     for row in rows:
         head = f"| {CASES[row.case]().title} | {TITLES[row.way]} "
         if row.not_run == "not installed":
-            found.append(head + "| not installed | | | | | | |")
+            found.append(head + "| not installed | | | | | | | |")
         elif row.not_run:
             if row.not_run not in notes:
                 notes.append(row.not_run)
-            found.append(head + f"| not run ({notes.index(row.not_run) + 1}) | | | | | | |")
+            found.append(head + f"| not run ({notes.index(row.not_run) + 1}) | | | | | | | |")
         else:
             times = row.microseconds
             pace = f"{figure(statistics.median(times))} ({figure(min(times))} to {figure(max(times))})"
@@ -194,6 +196,7 @@ def lines(rows: list[Row], notes: list[str]) -> list[str]:
                 pace,
                 faster(row, by_way.get("pyro")),
                 faster(row, by_way.get("numpyro")),
+                faster(row, by_way.get("torch-compiled")),
                 "not run" if row.cold is None else f"{row.cold:.1f}",
                 f"{row.warm:.1f}" if WAYS[row.way][2] else "same",
                 f"{row.imports:.1f}",
@@ -275,8 +278,8 @@ def main() -> None:
             f"{options.seconds:g} s, Adam at 1e-3.\n"
         )
         print(
-            "| case | way | µs a step: median (range) | times as fast as Pyro | as NumPyro | "
-            f"first {FIRST} steps, s: cold | warm | imports, s | peak MiB |\n{'| --- ' * 9}|",
+            "| case | way | µs a step: median (range) | times as fast as Pyro | as NumPyro | as torch.compile | "
+            f"first {FIRST} steps, s: cold | warm | imports, s | peak MiB |\n{'| --- ' * 10}|",
             flush=True,
         )
     notes: list[str] = []

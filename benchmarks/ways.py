@@ -10,6 +10,7 @@ optimiser, tracing, compiling. `go(steps)` takes more steps and tells the second
   host, the check that they are finite, and the copy of the state that a broken step would go back to. Compiling is not
   in it, nor is putting the state back before the first step, which a fit does once.
 - ingle-svi: `ingle.SVI.step` in a loop, a float each, as in an existing script.
+- torch, torch-compiled: the autoencoder by hand, without Pyro, a float a step; the other cases have none.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 
 from benchmarks.cases import LEARNING_RATE, Case
 
-__all__ = ["WAYS", "Way"]
+__all__ = ["BY_HAND", "WAYS", "Way"]
 
 
 class Way(Protocol):
@@ -156,6 +157,35 @@ class IngleEager(IngleFit):
     compile = "off"
 
 
+class Torch(_Torch):
+    """Networks, loss and optimiser by hand."""
+
+    engine = "a loop in torch"
+    compile = False
+
+    def start(self, steps: int) -> list[float]:
+        import torch
+
+        from benchmarks.torch_cases import HandWritten
+
+        torch.manual_seed(0)
+        self.loop = HandWritten(self.case, self.device, compiled=self.compile)
+        self.x = self.tensors()["x"]
+        return self.go(steps)[1]
+
+    def go(self, steps: int) -> tuple[float, list[float]]:
+        began = time.perf_counter()
+        losses = [self.loop.step(self.x) for _ in range(steps)]
+        return time.perf_counter() - began, losses
+
+
+class TorchCompiled(Torch):
+    """The same by torch.compile."""
+
+    engine = "torch.compile"
+    compile = True
+
+
 class NumPyro:
     """NumPyro's SVI, compiled by XLA."""
 
@@ -215,4 +245,8 @@ WAYS: dict[str, tuple[type[Any], tuple[str, ...], bool]] = {
     "ingle-eager": (IngleEager, ("ingle",), False),
     "ingle": (IngleFit, ("ingle",), True),
     "ingle-svi": (IngleSVI, ("ingle",), True),
+    "torch": (Torch, ("torch",), False),
+    "torch-compiled": (TorchCompiled, ("torch",), True),
 }
+# Written for one case alone.
+BY_HAND = {"torch": "vae", "torch-compiled": "vae"}
