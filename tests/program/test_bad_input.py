@@ -14,6 +14,7 @@ import pyro.optim
 import pytest
 import torch
 from pyro.infer import autoguide
+from pyro.infer.util import is_validation_enabled
 from support import global_state
 from torch import Tensor
 
@@ -261,3 +262,24 @@ def test_draws_refusals(n: Any) -> None:
     fit = ingle.fit(model, "normal", Y, steps=2)
     with pytest.raises(ingle.OptionError, match="n must be a positive integer"):
         fit.draws(n)
+
+
+def refuses(y: Tensor) -> None:
+    pyro.param("weight", torch.ones(3))
+    if is_validation_enabled() and y.min() < 0:  # as a program does that is to be compiled
+        raise ValueError("y must be a count")
+
+
+def test_what_a_program_refuses_by_itself_is_one_fault() -> None:
+    """It is not told again for the guide, nor as what follows from it, nor with Pyro's table of shapes."""
+
+    def counts(y: Tensor) -> None:
+        refuses(y)
+        with pyro.plate("data", 6) as i:
+            pyro.sample("y", dist.Poisson(pyro.sample("rate", dist.Gamma(1.0, 1.0).expand([6]))), obs=y[i])
+
+    with pytest.raises(ingle.ProgramError) as caught:
+        ingle.fit(counts, refuses, Y)
+    (finding,) = caught.value.findings
+    assert str(finding).startswith("the model raised ValueError before any sample site, test_bad_input.py line ")
+    assert str(finding).endswith(": y must be a count\n  data: y (6,) float32")

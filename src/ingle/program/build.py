@@ -17,7 +17,7 @@ from pyro.poutine.guide import GuideMessenger
 from ingle.data import Data
 from ingle.errors import IngleError, OptionError
 from ingle.program.distributions import range_of
-from ingle.program.explain import argument_names, check_call, explained
+from ingle.program.explain import argument_names, check_call, explained, refused_by_itself
 from ingle.program.finding import Finding, as_error, errors_among
 from ingle.program.guides import GuideRecipe, resolve_guide
 from ingle.program.handlers import Leaves, ProbeRows, Rows
@@ -193,7 +193,9 @@ def _run(
     batched = tuple(batch_size)
     with it.noting(), validation(True), explained(role, data, batched=batched):
         return once()
-    if it.findings[before].error is OptionError:  # of the rows that were asked for
+    raised = it.findings[before]
+    # Of the rows that were asked for; or the program said what is wrong, and all that follows is the same again.
+    if raised.error is OptionError or (raised.kind == "raised" and refused_by_itself(raised.cause)):
         return None
     try:
         with validation(False), explained(role, data, batched=batched):
@@ -203,7 +205,6 @@ def _run(
         site = next((finding.site for finding in error.findings), None)
         it.findings[before:] = [replace(finding, site=finding.site or site) for finding in it.findings[before:]]
         return None
-    raised = it.findings[before]
     if raised.kind == "device":
         it.findings[before] = elsewhere_finding(raised, trace, device)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -21,7 +22,7 @@ from ingle.program.finding import Finding, as_error
 from ingle.program.fixes import likely_fix
 from ingle.program.handlers import Watch
 
-__all__ = ["argument_names", "check_call", "explained", "told"]
+__all__ = ["argument_names", "check_call", "explained", "refused_by_itself", "told"]
 
 _INGLE = Path(__file__).parents[1]
 _NOT_THE_USERS = (
@@ -29,6 +30,8 @@ _NOT_THE_USERS = (
     *(str(_INGLE / room) for room in ("engine", "objectives", "program", "results", "trust")),
     sysconfig.get_path("stdlib") + "/contextlib",
 )
+
+_PYROS_TABLE = re.compile(r"\n\s*Trace Shapes:")
 
 
 @contextmanager
@@ -73,7 +76,7 @@ def told(
         batched: names of the plates whose rows come from outside.
     """
     where = _user_line(error)
-    what = str(error).split("\nTrace Shapes:")[0].strip() or type(error).__name__
+    what = _PYROS_TABLE.split(str(error))[0].strip() or type(error).__name__
     place = "" if "at site" in what else f" {place}"
     missing = [name for name, value in data.items() if _has_nan(value)]
     kind, fix = likely_fix(what, missing=missing, batched=batched)
@@ -134,10 +137,16 @@ def _has_nan(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.isnan().any())
 
 
+def refused_by_itself(error: Exception | None) -> bool:
+    """Whether it was a `raise` of the user's program, which knows best what is wrong, and not torch or Pyro."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    return bool(frames) and _is_users(frames[-1]) and (frames[-1].line or "").startswith("raise ")
+
+
 def _user_line(error: Exception) -> str | None:
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((*_NOT_THE_USERS, "<"))
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame)]
     return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else None
+
+
+def _is_users(frame: traceback.FrameSummary) -> bool:
+    return not frame.filename.startswith((*_NOT_THE_USERS, "<"))
