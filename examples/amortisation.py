@@ -127,7 +127,7 @@ def amortised(x: Tensor, steps: int, device: str | None) -> ingle.Fit:
 def decoder() -> VAE:
     """The same at every call."""
     torch.manual_seed(0)  # the networks start at random, outside the fit
-    return VAE(data_dim=64, latent_dim=LATENT, hidden=(64,))
+    return VAE(64, latent_dim=LATENT, hidden=(64,))
 
 
 def told(name: str, fit: ingle.Fit, gap: ingle.ElboGap, digits: int) -> dict[str, Served]:

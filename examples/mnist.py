@@ -95,7 +95,9 @@ class Run:
             last.bias.copy_(torch.logit(rates))
         self.optim = Adam({"lr": 1e-3})
         k = options.particles
-        objective = Trace_ELBO() if k == 1 else IWAE_ELBO(k, vectorize_particles=True)
+        # Told the nesting, it need not run the program to find out, which would draw numbers when a run goes on.
+        plates = {"max_plate_nesting": 1, "vectorize_particles": True}
+        objective = Trace_ELBO(**plates) if k == 1 else IWAE_ELBO(k, **plates)
         self.svi = ingle.SVI(self.model, self.guide, self.optim, objective)
         self.epoch, self.seconds = 0, 0.0
         self.history: list[list[float]] = []  # epoch, seconds, bound on the training images, test NLL, its error
@@ -122,7 +124,8 @@ class Run:
 
     def pass_over(self) -> tuple[float, int]:
         """One epoch: the bound in nats an image, and the steps taken."""
-        self.set_rate()
+        for one in self.optim.optim_objs.values():  # Pyro has an optimiser for each parameter
+            one.param_groups[0]["lr"] = self.rate()
         order, total = torch.randperm(len(self.images), device=self.images.device), 0.0
         batches = order.split(self.options.batch)
         batches = batches[:20] if self.options.smoke else batches
@@ -130,14 +133,11 @@ class Run:
             total += self.svi.step(torch.bernoulli(self.images[rows]))
         return -total / sum(map(len, batches)), len(batches)
 
-    def set_rate(self) -> None:
+    def rate(self) -> float:
         """0.001 10^(-i/7) during stage i = 0 to 7, each three times as long as the one before, as published."""
         ends = np.cumsum(3.0 ** np.arange(8))
         stage = int(np.searchsorted(ends / ends[-1], (self.epoch + 0.5) / self.options.epochs))
-        rate = 1e-3 * 10 ** (-stage / 7)
-        self.optim.pt_optim_args["lr"] = rate  # of parameters that have no optimiser yet
-        for one in self.optim.optim_objs.values():
-            one.param_groups[0]["lr"] = rate
+        return float(1e-3 * 10 ** (-stage / 7))
 
     def nll(self, images: torch.Tensor, draws: int) -> tuple[float, float]:
         """Minus log p(x) an image by importance sampling, and its standard error over the images."""
@@ -157,6 +157,7 @@ class Run:
             "guide": self.guide.state_dict(),
             "optim": self.optim.get_state(),
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if self.images.is_cuda else None,
             "epoch": self.epoch,
             "seconds": self.seconds,
             "history": self.history,
@@ -176,9 +177,13 @@ class Run:
                 raise SystemExit(f"{path} is of a run with --{name} {state[name]}")
         self.model.load_state_dict(state["model"])
         self.guide.load_state_dict(state["guide"])
-        self.optim.set_state(state["optim"])
         torch.set_rng_state(state["random"].cpu())
+        if self.images.is_cuda and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"].cpu())
         self.epoch, self.seconds, self.history = state["epoch"], state["seconds"], state["history"]
+        for one in state["optim"].values():  # it is put in place at the next step, with the rate that it was saved at
+            one["param_groups"][0]["lr"] = self.rate()
+        self.optim.set_state(state["optim"])
         print(f"going on after {self.epoch:,} epochs")
 
 

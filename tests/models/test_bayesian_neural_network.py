@@ -222,7 +222,7 @@ def test_new_rows_are_covered_as_often_as_is_said(where: dict[str, Any]) -> None
     several = Trace_ELBO(num_particles=4, vectorize_particles=True)
     model = BayesianNeuralNetwork.standardised(x, y)
     found = score(
-        fitted(model, x, y, where, steps=2_500, objective=several, compile="off"),
+        fitted(model, x, y, where, steps=1_500, objective=several, compile="off"),
         held_x,
         held_y,
     )
