@@ -8,7 +8,9 @@
 # in a folder:
 #                                                  WHEELS=folder bash benchmarks/cuda.sh
 # NumPyro is compared with where it is installed with a JAX for the device, and its rows say so where it is not.
-# Output goes to $OUT (default: out/cuda): tests.log, examples.log, svi.md, svi.log, svi.json, evidence.md. TESTS,
+# With MNIST=mnist.npz the autoencoder of examples/mnist.py is trained too, for MNIST_MINUTES (default: 3) of MNIST_EPOCHS
+# (default: 300) with MNIST_PARTICLES (default: 1), and tells its test NLL; its checkpoint in $OUT goes on at the next call.
+# Output goes to $OUT (default: out/cuda): tests.log, examples.log, svi.md, svi.log, svi.json, evidence.md, mnist.log. TESTS,
 # TESTS_SECONDS, EXAMPLES_SECONDS, SVI_SECONDS, EVIDENCE_SECONDS and the options of benchmarks.svi after the name of this
 # script change what is run.
 set -euo pipefail
@@ -53,6 +55,11 @@ timeout "${SVI_SECONDS:-280}" python3 -m benchmarks.svi --device cuda --threads 
     failed="${failed:+$failed and }the timings"
 timeout "${EVIDENCE_SECONDS:-120}" python3 -m benchmarks.evidence --device cuda --threads "$(nproc)" --rounds 3 \
     2>&1 | tee "$OUT/evidence.md" || failed="${failed:+$failed and }the evidence"
+if [ -n "${MNIST:-}" ]; then
+    python3 examples/mnist.py --device cuda --data "$MNIST" --minutes "${MNIST_MINUTES:-3}" --epochs "${MNIST_EPOCHS:-300}" \
+        --particles "${MNIST_PARTICLES:-1}" --test-images 10000 --checkpoint "$OUT/mnist.pt" --out "$OUT" 2>&1 |
+        tee "$OUT/mnist.log" || failed="${failed:+$failed and }MNIST"
+fi
 if [ -n "$failed" ]; then
     echo "FAILED: $failed" >&2
     exit 1

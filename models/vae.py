@@ -155,7 +155,12 @@ class VAE(nn.Module):
 
         Returns:
             Shape (num, *data_shape).
+
+        Raises:
+            ValueError: a mixture as the prior, outside of `with fit.active():`.
         """
+        if self.components > 1 and "prior_weights" not in pyro.get_param_store():
+            raise ValueError("the mixture of the prior is not in Pyro's store: call it inside `with fit.active():`")
         like = next(self.decoder.parameters())
         with torch.no_grad():
             return self.decode(self.prior().sample((num,)).to(like), label)

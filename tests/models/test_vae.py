@@ -292,6 +292,15 @@ def test_settings_that_do_not_fit_are_refused_in_words(settings: dict[str, Any],
         VAE(**{"data_shape": 6, **settings})
 
 
+def test_a_mixture_prior_is_drawn_from_inside_its_fit(where: dict[str, Any]) -> None:
+    model = VAE(6, 2, (3,), components=2)
+    fit = ingle.fit(model, VAEGuide(model), X, steps=2, compile="off", **where)
+    with pytest.raises(ValueError, match=r"inside `with fit.active\(\):`"):
+        model.generate(3)
+    with fit.active():
+        assert model.generate(3).shape == (3, 6)
+
+
 def test_no_such_number_of_a_code() -> None:
     with pytest.raises(ValueError, match="one of the code's 2 dimensions, from 0, got 2"):
         VAE(4).traverse(torch.zeros(2), 2, torch.zeros(3))

@@ -68,6 +68,11 @@ def vae() -> ingle.Fit:
     return ingle.fit(model, VAEGuide(model), (torch.rand(12, 6) > 0.5).float(), steps=20)
 
 
+def vae_of_images() -> ingle.Fit:
+    model = VAE((1, 4, 4), 2, (3,), "categorical", architecture="convolutional", levels=3, components=2, num_labels=2)
+    return ingle.fit(model, VAEGuide(model), (torch.randint(3, (12, 1, 4, 4)), torch.arange(12) % 2), steps=20)
+
+
 def few_counties() -> dict[str, Any]:
     """60 houses and the uranium of their counties."""
     data = {name: column[:60] for name, column in radon_data().items()}
@@ -114,6 +119,7 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
     "regression: linear": linear_regression,
     "regression: logistic": logistic_regression,
     "vae": vae,
+    "vae: convolutional, categorical, mixture prior, labels": vae_of_images,
 }
 # A latent for each datum, which voids leave-one-out, with a warning.
 LOCAL = {
@@ -123,6 +129,7 @@ LOCAL = {
     "hierarchical: eight_schools",
     "hierarchical: eight_schools_centred",
     "vae",
+    "vae: convolutional, categorical, mixture prior, labels",
 }
 
 
