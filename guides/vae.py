@@ -57,8 +57,7 @@ class VAEGuide(nn.Module):
         """
         pyro.module("encoder", self.encoder)
         self.model.likelihood.check(x, self.model.data_shape)
-        if label is not None or self.model.num_labels:
-            self.model.one_hot(label, len(x))
+        self.model.check_labels(label, len(x))
         with pyro.plate("data", len(x)) as i:
             pyro.sample("z", self.encode(x[i], None if label is None else label[i]))
 
@@ -72,9 +71,10 @@ class VAEGuide(nn.Module):
         Returns:
             Batch shape (…), event shape (K,).
         """
-        classes = self.model.one_hot(label, *x.shape[: -len(self.model.data_shape)])
+        self.model.check_labels(label, *x.shape[: -len(self.model.data_shape)])
         seen = self.model.likelihood.as_input(x)
-        loc, raw = (self.encoder(seen) if classes is None else self.encoder(seen, classes)).chunk(2, dim=-1)
+        told = self.encoder(seen) if label is None else self.encoder(seen, self.model.one_hot(label))
+        loc, raw = told.chunk(2, dim=-1)
         code: dist.TorchDistribution = dist.Normal(loc, functional.softplus(raw) + 1e-4).to_event(1)
         return code
 

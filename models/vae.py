@@ -99,10 +99,10 @@ class VAE(nn.Module):
         """
         pyro.module("decoder", self.decoder)
         self.likelihood.check(x, self.data_shape)
-        classes = self.one_hot(label, len(x))
+        self.check_labels(label, len(x))
         with pyro.plate("data", len(x)) as i:
             z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.emission(z, None if classes is None else classes[i]), obs=x[i])
+            pyro.sample("x", self.emission(z, None if label is None else label[i]), obs=x[i])
 
     def prior(self) -> dist.TorchDistribution:
         """The distribution of a code, event shape (K,)."""
@@ -117,12 +117,12 @@ class VAE(nn.Module):
         code = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(loc, scale).to_event(1))
         return code
 
-    def emission(self, z: Tensor, classes: Tensor | None = None) -> dist.TorchDistribution:
+    def emission(self, z: Tensor, label: Tensor | None = None) -> dist.TorchDistribution:
         """The distribution of data given codes.
 
         Args:
             z: codes, shape (…, K).
-            classes: one-hot labels, shape (…, num_labels), of a model with labels.
+            label: integers of a model with labels, with any batch dimensions of z before them.
 
         Returns:
             Batch shape (…), event shape `data_shape`.
@@ -130,7 +130,7 @@ class VAE(nn.Module):
         scale: Tensor | float = 1.0
         if self.likelihood.kind == "normal":
             scale = pyro.param("scale", torch.ones(()), constraint=constraints.softplus_positive)
-        return self.likelihood(self._out(z, classes), len(self.data_shape), scale)
+        return self.likelihood(self._out(z, label), len(self.data_shape), scale)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Expected data given codes: probabilities of a 1 for "bernoulli", expected levels for "categorical".
@@ -142,9 +142,9 @@ class VAE(nn.Module):
         Returns:
             Shape (…, *data_shape).
         """
-        classes = self.one_hot(label, *z.shape[:-1])
+        self.check_labels(label, *z.shape[:-1])
         with torch.no_grad():
-            return self.likelihood.mean(self._out(z, classes), len(self.data_shape))
+            return self.likelihood.mean(self._out(z, label), len(self.data_shape))
 
     def generate(self, num: int, label: Tensor | None = None) -> Tensor:
         """Expected data of codes from the prior, at torch's random state, on the decoder's device.
@@ -201,16 +201,12 @@ class VAE(nn.Module):
         codes[..., dim] = values.to(z).reshape(-1, *[1] * (z.dim() - 1))
         return self.decode(codes, None if label is None else label.expand(codes.shape[:-1]))
 
-    def one_hot(self, label: Tensor | None, *batch: int) -> Tensor | None:
-        """Labels as the networks take them, shape (…, num_labels); None for a model without labels.
-
-        Raises:
-            ValueError: labels missing, given to a model without, of another shape, or none of the classes.
-        """
+    def check_labels(self, label: Tensor | None, *batch: int) -> None:
+        """Raises ValueError for labels that are missing, too many, of a shape that is not `batch`, or of no class."""
         if self.num_labels == 0:
             if label is not None:
                 raise ValueError("labels were given to a model without: make it with num_labels= the number of classes")
-            return None
+            return
         if label is None:
             raise ValueError(
                 f"this model is conditional on a label: give label, integers from 0 to {self.num_labels - 1} of shape "
@@ -226,12 +222,16 @@ class VAE(nn.Module):
                 f"labels must be from 0 to {self.num_labels - 1}, and {int(strange.sum())} of {label.numel()} are not: "
                 f"they go from {int(label.min())} to {int(label.max())}"
             )
+
+    def one_hot(self, label: Tensor) -> Tensor:
+        """Labels as the networks take them: integers, shape (…), give (…, num_labels)."""
         kinds = torch.arange(self.num_labels, device=label.device)
         # Compared and not looked up, so that nothing has to be read where a step is compiled.
         return (label.unsqueeze(-1) == kinds).to(torch.get_default_dtype())
 
-    def _out(self, z: Tensor, classes: Tensor | None) -> Tensor:
-        out: Tensor = self.decoder(z if classes is None else torch.cat([z, classes.expand(*z.shape[:-1], -1)], dim=-1))
+    def _out(self, z: Tensor, label: Tensor | None) -> Tensor:
+        told = z if label is None else torch.cat([z, self.one_hot(label).expand(*z.shape[:-1], -1)], dim=-1)
+        out: Tensor = self.decoder(told)
         return out
 
 
