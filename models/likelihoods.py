@@ -85,9 +85,15 @@ class Likelihood:
         return torch.sigmoid(parts[..., 0]) if self.kind == "bernoulli" else parts[..., 0]
 
     def as_input(self, x: Tensor) -> Tensor:
-        """Data as a network takes them: levels from 0 to 1, and what is real or binary as it is."""
+        """Data as a network takes them: levels from 0 to 1, and what is real or binary as it is, floating."""
         if self.kind == "categorical":
             return x.to(torch.get_default_dtype()) / (self.levels - 1)
+        return self.as_observed(x)
+
+    def as_observed(self, x: Tensor) -> Tensor:
+        """Data as the distribution takes them, from bytes or booleans too: whole levels, anything else floating."""
+        if self.kind == "categorical":
+            return x.long()
         return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
     def check(self, x: Tensor, shape: Sequence[int]) -> None:
@@ -103,7 +109,7 @@ class Likelihood:
         if x.shape[1:] != torch.Size(shape) or x.dim() != 1 + len(shape):
             raise ValueError(_other_shape(x, tuple(shape)))
         if is_validation_enabled():
-            self._check_values(x)
+            self._check_values(x if x.is_floating_point() else x.long())  # bytes do not hold 256 levels
 
     def _check_values(self, x: Tensor) -> None:
         strange = ~torch.isfinite(x)
@@ -115,7 +121,7 @@ class Likelihood:
         if self.kind == "bernoulli":
             strange, wanted = (x != 0) & (x != 1), "0 or 1"
         elif self.kind == "categorical":
-            strange, wanted = (x != x.round()) | (x < 0) | (x >= self.levels), f"a whole number below {self.levels}"
+            strange, wanted = (x % 1 != 0) | (x < 0) | (x >= self.levels), f"a whole number below {self.levels}"
         else:
             return
         if strange.any():
@@ -130,7 +136,7 @@ class Likelihood:
 def _fitting(x: Tensor) -> str:
     """Which likelihood takes these values."""
     least, most = float(x.min()), float(x.max())
-    if bool((x == x.round()).all()) and least >= 0:
+    if bool((x % 1 == 0).all()) and least >= 0:
         return f"likelihood='categorical' with levels={int(most) + 1} or more takes them as they are"
     told = "likelihood='normal' or 'heteroscedastic' takes them as they are"
     if least >= 0 and most <= 1:

@@ -102,7 +102,9 @@ class VAE(nn.Module):
         self.check_labels(label, len(x))
         with pyro.plate("data", len(x)) as i:
             z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.emission(z, None if label is None else label[i]), obs=x[i])
+            pyro.sample(
+                "x", self.emission(z, None if label is None else label[i]), obs=self.likelihood.as_observed(x[i])
+            )
 
     def prior(self) -> dist.TorchDistribution:
         """The distribution of a code, event shape (K,)."""

@@ -292,6 +292,21 @@ def test_settings_that_do_not_fit_are_refused_in_words(settings: dict[str, Any],
         VAE(**{"data_shape": 6, **settings})
 
 
+@pytest.mark.parametrize(("kind", "x"), [
+    ("bernoulli", X > 0.5),
+    ("bernoulli", X.to(torch.uint8)),
+    ("categorical", (255 * GREY).to(torch.uint8)),
+    ("normal", X.long()),
+])  # fmt: skip
+def test_images_may_be_bytes_or_booleans(kind: Kind, x: Tensor, where: dict[str, Any]) -> None:
+    losses = []
+    for given in (x, x.to(DOUBLE)):
+        torch.manual_seed(0)
+        model = VAE(6, 2, (3,), kind)
+        losses.append(ingle.fit(model, VAEGuide(model), given, steps=5, compile="off", **where).losses)
+    np.testing.assert_array_equal(*losses)
+
+
 def test_a_mixture_prior_is_drawn_from_inside_its_fit(where: dict[str, Any]) -> None:
     model = VAE(6, 2, (3,), components=2)
     fit = ingle.fit(model, VAEGuide(model), X, steps=2, compile="off", **where)
