@@ -35,8 +35,7 @@ class Diffusion(nn.Module):
     of all 1 - beta up to t; the denoiser learns to tell which noise, E[eps | x_t] for
     x_t = sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) eps. The bound is the sum over steps of a divergence each, and a
     call is the whole chain, 2 T sites: for T up to 50 or so. `RandomSteps(model)` estimates the same bound from one
-    step a datum, for any T, and trains the same denoiser. With either, `objective=TraceMeanField_ELBO()` takes each
-    step's divergence by its formula, with a fraction of the noise.
+    step a datum, for any T, and trains the same denoiser.
 
     Data should have about unit scale: pixels from -1 to 1, columns standardised. Bits a dimension are those of a
     density. For pixels of K levels k, dequantised x = 2 (k + u) / K - 1 with u uniform from 0 to 1, the levels
@@ -223,9 +222,10 @@ class RandomSteps:
 
     `time` and `x_t` have the same distribution in model and guide, and add nothing. Each row's step is uniform, so that
     the bound is right on average, whichever rows a step has; that the rows share one draw spreads them evenly over
-    the chain, which takes most of the noise away. More steps of each datum are more particles of the objective. One
-    run evaluates the denoiser once, whatever T. It is a program to train with: draws, predictions and evidence are
-    asked of the whole chain, which shares the denoiser.
+    the chain, which takes much of the noise away. More steps of each datum are more particles of the objective.
+    `objective=TraceMeanField_ELBO()` takes each step's divergence by its formula: its gradient is the mean, given x_t,
+    of that of `Trace_ELBO`, whose noise grows with T. One run evaluates the denoiser once, whatever T. It is a program
+    to train with: draws, predictions and evidence are asked of the whole chain, which shares the denoiser.
 
     Args:
         diffusion: the model whose denoiser is trained.
