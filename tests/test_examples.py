@@ -20,6 +20,7 @@ WRITES = {
         "custom_model_prior.png",
         "custom_model_replicated.png",
     ],
+    "diffusion.py": ["diffusion.png", "diffusion_digits.png"],
     "digits.py": ["digits.png"],
     "elbo.py": ["elbo.png"],
     "estimators.py": ["estimators.png"],
