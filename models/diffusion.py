@@ -122,7 +122,7 @@ class Diffusion(nn.Module):
             "weight": weight,
         }.items():
             self.register_buffer(name, values, persistent=False)
-        self.denoiser: nn.Module = Denoiser(self.data_shape, num_steps, hidden, activation)
+        self.denoiser: nn.Module = Denoiser(self.data_shape, noise_var, hidden, activation)
 
     def forward(self, x: Tensor) -> None:
         """One run of the whole chain.
@@ -275,9 +275,14 @@ class RandomSteps:
 class Denoiser(nn.Module):
     """A perceptron over a noisy datum and sines and cosines of its step, for the noise in it.
 
+        noise = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) network(x_t, t)
+
+    The first part is the best guess for standard normal data, and the network, whose last layer starts at 0, is what
+    the data differ from that.
+
     Args:
         shape: of one datum.
-        num_steps: T.
+        noise_var: 1 - alpha_bar by step, shape (T + 1,).
         hidden: widths of the layers between.
         activation: between layers.
         waves: sines, and as many cosines, of the step; their periods go from 6e-3 to about 6 chains.
@@ -285,24 +290,32 @@ class Denoiser(nn.Module):
     References:
         Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser and Polosukhin (2017), Attention Is All You Need
         (sines and cosines of a place).
+        Salimans and Ho (2022), Progressive Distillation for Fast Sampling of Diffusion Models (the network's part is
+        their v).
     """
 
     frequency: Tensor
+    share: Tensor
 
     def __init__(
-        self, shape: Sequence[int], num_steps: int, hidden: Sequence[int], activation: Activation, waves: int = 16
+        self, shape: Sequence[int], noise_var: Tensor, hidden: Sequence[int], activation: Activation, waves: int = 16
     ) -> None:
         super().__init__()
-        self.shape, self.num_steps = tuple(shape), num_steps
+        self.shape = tuple(shape)
         size = math.prod(self.shape)
         self.network = mlp(size + 2 * waves, hidden, size, activation)
+        for parameter in self.network[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.register_buffer("share", torch.stack([noise_var.sqrt(), (1.0 - noise_var).sqrt()]), persistent=False)
         self.register_buffer("frequency", 1_000.0 ** torch.linspace(0.0, 1.0, waves), persistent=False)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Noisy data, shape (…, *shape), and steps from 1 to T, integers of shape (…), give noise, (…, *shape)."""
-        angle = (t / self.num_steps).to(x).unsqueeze(-1) * self.frequency
-        out: Tensor = self.network(torch.cat([x.flatten(-len(self.shape)), angle.sin(), angle.cos()], dim=-1))
-        return out.reshape(x.shape)
+        flat = x.flatten(-len(self.shape))
+        angle = (t / (self.share.shape[1] - 1)).to(x).unsqueeze(-1) * self.frequency
+        v: Tensor = self.network(torch.cat([flat, angle.sin(), angle.cos()], dim=-1))
+        of_x, of_v = self.share[0, t].unsqueeze(-1), self.share[1, t].unsqueeze(-1)
+        return (of_x * flat + of_v * v).reshape(x.shape)
 
 
 class GaussianDenoiser(nn.Module):

@@ -147,6 +147,7 @@ def test_simple_is_the_squared_error_of_the_noise(variance: Variance) -> None:
     """Term by term and to rounding, up to what no parameter moves; and so is its gradient."""
     torch.manual_seed(1)
     model = Diffusion(3, 5, (8,), variance=variance, weighting="simple").double()
+    nn.init.normal_(model.denoiser.network[-1].weight)  # which would start at 0
     x, steps = torch.randn(40, 3, dtype=DOUBLE), torch.arange(1, 6).repeat(8)
     eps = torch.randn(40, 3, dtype=DOUBLE)
     a = model.alpha_bar[steps, None]
@@ -182,6 +183,7 @@ def test_formula_has_the_less_noisy_gradient() -> None:
     """Of random steps, since it is the mean of the other given x_t: 19 times less in variance here, in 30 runs."""
     torch.manual_seed(0)
     model, x = Diffusion(2, 200, (32,), weighting="simple"), torch.randn(200, 2)
+    nn.init.normal_(model.denoiser.network[-1].weight)
     model, program = model.float(), RandomSteps(model)
     noise = []
     for objective in (TraceMeanField_ELBO(), Trace_ELBO()):
@@ -344,6 +346,15 @@ def test_both_programs_train_one_denoiser(where: dict[str, Any]) -> None:
         assert math.isfinite(fit.elbo[0])
     assert fit.draws(2)["x_before"].shape == (2, 60, 1, 3, 2)
     assert model.sample(5).shape == (5, 1, 3, 2)
+
+
+def test_denoiser_starts_as_the_best_for_a_standard_normal() -> None:
+    model, best, x = Diffusion((2, 3), 4).float(), Diffusion(6, 4), torch.randn(20, 2, 3)
+    best.denoiser = GaussianDenoiser(best, torch.zeros(6), torch.eye(6))
+    state = torch.get_rng_state()
+    wanted = DiffusionGuide(best.float()).step_terms(x.flatten(1))
+    torch.set_rng_state(state)
+    torch.testing.assert_close(DiffusionGuide(model).step_terms(x), wanted, rtol=1e-4, atol=1e-4)
 
 
 class Half(nn.Module):
