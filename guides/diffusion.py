@@ -24,7 +24,7 @@ class DiffusionGuide:
     It is drawn from the far end, x_T given x, then each x_{t-1} given x_t and x, which is the same joint distribution.
     The divergence of each step given x_t then has a formula, which `TraceMeanField_ELBO` takes.
 
-    The methods tell the bound whatever the model's weighting, at torch's random state.
+    The methods tell the bound, at torch's random state.
 
     Args:
         model: the diffusion that this is a guide for.
@@ -50,8 +50,7 @@ class DiffusionGuide:
             row = x[i]
             z = pyro.sample(f"x_{chain.num_steps}", chain.noised(row, chain.at(chain.num_steps, row)))
             for t in range(chain.num_steps, 1, -1):
-                with poutine.scale(scale=chain.weight[t]):
-                    z = pyro.sample(f"x_{t - 1}", _before(chain, z, row, chain.at(t, z)))
+                z = pyro.sample(f"x_{t - 1}", _before(chain, z, row, chain.at(t, z)))
 
     def path(self, x: Tensor) -> Tensor:
         """Data as they become noise, in the guide's own steps.
@@ -142,7 +141,7 @@ class RandomStepsGuide:
             t = self.model.steps(time, len(row))
             pyro.sample(f"x_{chain.num_steps}", chain.noised(row, chain.at(chain.num_steps, row)))
             x_t = pyro.sample("x_t", chain.noised(row, t).mask(False))
-            with poutine.scale(scale=chain.num_steps * chain.weight[t]):
+            with poutine.scale(scale=self.model.weight(t)):
                 pyro.sample("x_before", _before(chain, x_t, row, t).mask(t > 1))
 
 

@@ -41,8 +41,7 @@ class Diffusion(nn.Module):
     density. For pixels of K levels k, dequantised x = 2 (k + u) / K - 1 with u uniform from 0 to 1, the levels
     themselves cost at most log2(K / 2) bits a dimension more than x.
 
-    By step t, shape (T + 1,), with nothing at 0: `beta`; `alpha_bar`; `noise_var`, which is 1 - alpha_bar; `sigma`; and
-    `weight`, the factor of the step's divergence.
+    By step t, shape (T + 1,), with no noise at 0: `beta`, `alpha_bar`, `noise_var` (1 - alpha_bar) and `sigma`.
 
     The denoiser is drawn at random when the model is made, `torch.manual_seed` before, and is trained in place. Another
     network may be put in its place, `model.denoiser = network`, called with x of shape (…, *data_shape) and integers t
@@ -58,9 +57,6 @@ class Diffusion(nn.Module):
             best denoiser tends to log p(x) as 1 / T; "posterior" is beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t),
             right for data that are a single point, which loses 0.29 nats a dimension (half of Euler's constant) as T
             grows where data have a density. sigma_1^2 is beta_1 with either.
-        weighting: "bound" for the evidence lower bound; "simple" weighs each step's divergence by
-            2 sigma_t^2 (1 - beta_t) (1 - alpha_bar_t) / beta_t^2, which makes it the squared error of the noise,
-            |eps - denoiser(x_t, t)|^2, and a constant: better samples, and no bound on the evidence.
         activation: between layers of the denoiser.
 
     Raises:
@@ -69,7 +65,7 @@ class Diffusion(nn.Module):
     References:
         Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli (2015), Deep Unsupervised Learning using Nonequilibrium
         Thermodynamics.
-        Ho, Jain and Abbeel (2020), Denoising Diffusion Probabilistic Models (denoiser, both variances, "simple").
+        Ho, Jain and Abbeel (2020), Denoising Diffusion Probabilistic Models (denoiser, both variances).
         Nichol and Dhariwal (2021), Improved Denoising Diffusion Probabilistic Models (cosine).
         Kingma, Salimans, Poole and Ho (2021), Variational Diffusion Models (the bound as T grows, spread steps).
     """
@@ -78,7 +74,6 @@ class Diffusion(nn.Module):
     alpha_bar: Tensor
     noise_var: Tensor
     sigma: Tensor
-    weight: Tensor
 
     def __init__(
         self,
@@ -88,7 +83,6 @@ class Diffusion(nn.Module):
         *,
         schedule: Schedule = "cosine",
         variance: Variance = "forward",
-        weighting: Weighting = "bound",
         activation: Activation = "silu",
     ) -> None:
         super().__init__()
@@ -100,27 +94,15 @@ class Diffusion(nn.Module):
             raise ValueError(
                 f"num_steps must be 2 or more, got {num_steps!r}: one step would have no latent between noise and data"
             )
-        for name, value, choices in (
-            ("schedule", schedule, get_args(Schedule)),
-            ("variance", variance, get_args(Variance)),
-            ("weighting", weighting, get_args(Weighting)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
-        self.num_steps, self.schedule, self.variance, self.weighting = num_steps, schedule, variance, weighting
+        _one_of("schedule", schedule, get_args(Schedule))
+        _one_of("variance", variance, get_args(Variance))
+        self.num_steps, self.schedule, self.variance = num_steps, schedule, variance
         beta, alpha_bar, noise_var = _levels(schedule, num_steps)
         # Of step 1, where x_0 is known to the guide, "posterior" would be 0.
         between = torch.cat([beta[:2], beta[2:] * noise_var[1:-1] / noise_var[2:]])
         variances = beta if variance == "forward" else between
-        squared_error = 2.0 * variances[1:] * (1.0 - beta[1:]) * noise_var[1:] / beta[1:] ** 2
-        weight = torch.cat([beta.new_ones(1), squared_error if weighting == "simple" else torch.ones_like(beta[1:])])
-        for name, values in {
-            "beta": beta,
-            "alpha_bar": alpha_bar,
-            "noise_var": noise_var,
-            "sigma": variances.sqrt(),
-            "weight": weight,
-        }.items():
+        levels = {"beta": beta, "alpha_bar": alpha_bar, "noise_var": noise_var, "sigma": variances.sqrt()}
+        for name, values in levels.items():
             self.register_buffer(name, values, persistent=False)
         self.denoiser: nn.Module = Denoiser(self.data_shape, noise_var, hidden, activation)
 
@@ -139,8 +121,7 @@ class Diffusion(nn.Module):
             z = pyro.sample(f"x_{self.num_steps}", self.prior())
             for t in range(self.num_steps, 0, -1):
                 step, observed = self.reverse(z, self.at(t, z)), t == 1
-                with poutine.scale(scale=self.weight[t]):
-                    z = pyro.sample("x" if observed else f"x_{t - 1}", step, obs=x[i] if observed else None)
+                z = pyro.sample("x" if observed else f"x_{t - 1}", step, obs=x[i] if observed else None)
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError for data of another shape, and, where Pyro's validation is on, NaN or infinite ones."""
@@ -229,13 +210,24 @@ class RandomSteps:
 
     Args:
         diffusion: the model whose denoiser is trained.
+        weighting: "bound" for the evidence lower bound; "simple" weighs each step's divergence by
+            2 sigma_t^2 (1 - beta_t) (1 - alpha_bar_t) / beta_t^2, which makes it the squared error of the noise,
+            |eps - denoiser(x_t, t)|^2, and a constant. Samples are better as a rule, and the fit's loss is then
+            no bound; `DiffusionGuide(diffusion).bits_per_dim(x)` tells that.
+
+    Raises:
+        ValueError: another weighting.
 
     References:
-        Ho, Jain and Abbeel (2020), Denoising Diffusion Probabilistic Models.
+        Ho, Jain and Abbeel (2020), Denoising Diffusion Probabilistic Models, equations 12 to 14 ("simple").
         Kingma, Salimans, Poole and Ho (2021), Variational Diffusion Models, appendix I.1 (steps spread evenly).
     """
 
     diffusion: Diffusion
+    weighting: Weighting = "bound"
+
+    def __post_init__(self) -> None:
+        _one_of("weighting", self.weighting, get_args(Weighting))
 
     def __call__(self, x: Tensor) -> None:
         """One run of the program.
@@ -256,9 +248,18 @@ class RandomSteps:
             pyro.sample(f"x_{chain.num_steps}", chain.prior())
             x_t = pyro.sample("x_t", chain.noised(row, t).mask(False))
             step = chain.reverse(x_t, t)
-            with poutine.scale(scale=chain.num_steps * chain.weight[t]):
+            with poutine.scale(scale=self.weight(t)):
                 pyro.sample("x_before", step.mask(t > 1))
                 pyro.sample("x", step.mask(t == 1), obs=row)
+
+    def weight(self, t: Tensor) -> Tensor | float:
+        """What the term of a step counts, of t's shape; T for the bound."""
+        chain = self.diffusion
+        if self.weighting == "bound":
+            return float(chain.num_steps)
+        beta = chain.beta[t]
+        squared_error = 2.0 * chain.sigma[t].square() * (1.0 - beta) * chain.noise_var[t] / beta.square()
+        return chain.num_steps * squared_error
 
     def time(self) -> dist.TorchDistribution:
         """What the steps of all rows are found from, a uniform number that counts nothing."""
@@ -347,6 +348,11 @@ class GaussianDenoiser(nn.Module):
         kept, noise = self.alpha_bar[t].unsqueeze(-1), self.noise_var[t].unsqueeze(-1)
         along = (x - kept.sqrt() * self.loc) @ self.axes
         return noise.sqrt() * (along / (kept * self.variances + noise)) @ self.axes.T
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def _levels(schedule: Schedule, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:

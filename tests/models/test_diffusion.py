@@ -146,7 +146,7 @@ def test_steps_are_uniform_and_spread() -> None:
 def test_simple_is_the_squared_error_of_the_noise(variance: Variance) -> None:
     """Term by term and to rounding, up to what no parameter moves; and so is its gradient."""
     torch.manual_seed(1)
-    model = Diffusion(3, 5, (8,), variance=variance, weighting="simple").double()
+    model = Diffusion(3, 5, (8,), variance=variance).double()
     nn.init.normal_(model.denoiser.network[-1].weight)  # which would start at 0
     x, steps = torch.randn(40, 3, dtype=DOUBLE), torch.arange(1, 6).repeat(8)
     eps = torch.randn(40, 3, dtype=DOUBLE)
@@ -161,10 +161,10 @@ def test_simple_is_the_squared_error_of_the_noise(variance: Variance) -> None:
     moved = model.reverse(x_t, steps).base_dist.loc - mean
     constant = torch.where(steps > 1, 1.5 * (between / s2 - 1 - (between / s2).log()), 1.5 * (2 * math.pi * s2).log())
     divergence = moved.square().sum(-1) / (2 * s2) + constant
-    torch.testing.assert_close(model.weight[steps] * (divergence - constant), error)
+    program = RandomSteps(model, "simple")
+    torch.testing.assert_close(program.weight(steps) / 5 * (divergence - constant), error)
 
     # The program at the same draws: its weighed loss has the gradient of T times the squared errors.
-    program = RandomSteps(model)
     guide, parameters = RandomStepsGuide(program), list(model.denoiser.parameters())
     state = torch.get_rng_state()
     drawn = pyro.poutine.trace(guide).get_trace(x).nodes
@@ -182,9 +182,9 @@ def test_simple_is_the_squared_error_of_the_noise(variance: Variance) -> None:
 def test_formula_has_the_less_noisy_gradient() -> None:
     """Of random steps, since it is the mean of the other given x_t: 19 times less in variance here, in 30 runs."""
     torch.manual_seed(0)
-    model, x = Diffusion(2, 200, (32,), weighting="simple"), torch.randn(200, 2)
+    model, x = Diffusion(2, 200, (32,)), torch.randn(200, 2)
     nn.init.normal_(model.denoiser.network[-1].weight)
-    model, program = model.float(), RandomSteps(model)
+    model, program = model.float(), RandomSteps(model, "simple")
     noise = []
     for objective in (TraceMeanField_ELBO(), Trace_ELBO()):
         found = []
@@ -260,8 +260,8 @@ def same(one: Tensor, two: Tensor, permutations: int = 400) -> float:
 
 def trained(x: Tensor, steps: int, where: dict[str, Any], weighting: Weighting = "simple", **options: Any) -> Diffusion:
     torch.manual_seed(0)
-    model = Diffusion(2, 40, (64, 64), weighting=weighting)
-    program = RandomSteps(model)
+    model = Diffusion(2, 40, (64, 64))
+    program = RandomSteps(model, weighting)
     ingle.fit(
         program,
         RandomStepsGuide(program),
@@ -388,13 +388,14 @@ def test_a_network_of_ones_own(where: dict[str, Any]) -> None:
         ({"data_shape": ()}, "data_shape must be"),
         ({"schedule": "sine"}, "schedule must be 'cosine' or 'linear', got 'sine'"),
         ({"variance": "both"}, "variance must be 'forward' or 'posterior', got 'both'"),
-        ({"weighting": "none"}, "weighting must be 'bound' or 'simple', got 'none'"),
         ({"hidden": (0,)}, "hidden must be whole numbers of 1 or more"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Diffusion(**{"data_shape": 2, **options})
+    with pytest.raises(ValueError, match="weighting must be 'bound' or 'simple', got 'none'"):
+        RandomSteps(Diffusion(2), "none")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
