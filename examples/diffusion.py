@@ -184,7 +184,7 @@ def draw_digits(model: Diffusion, path: Path) -> None:
     with torch.no_grad():
         found = model.sample(50, path=True, last_noise=False).cpu().numpy()
     shown = np.linspace(model.num_steps, 0, 10).round().astype(int)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
     left.imshow(tiled(found[0]), cmap="gray_r", vmin=-1, vmax=1)
     left.set_title("new digits", fontsize=10)
     right.imshow(tiled(found[shown][:, :5].swapaxes(0, 1).reshape(50, 64)), cmap="gray_r", vmin=-1, vmax=1)

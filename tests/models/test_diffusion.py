@@ -279,8 +279,7 @@ def trained(x: Tensor, steps: int, where: dict[str, Any], weighting: Weighting =
 def test_samples_of_a_mixture(where: dict[str, Any]) -> None:
     """Samples of a fit on some points pass against others; of one broken off early they do not.
 
-    At the level of 1 in 100, which the right distribution fails 1 time in 100; 800 points a side tell the fit of 60
-    steps, and the right one with a twentieth of one component moved, from it.
+    At the level of 1 in 100, which the right distribution fails 1 time in 100. Seeded, so that a pass stays one.
     """
     torch.manual_seed(3)
     x, held = mixture().sample((4_000,)), mixture().sample((800,))
@@ -292,34 +291,32 @@ def test_samples_of_a_mixture(where: dict[str, Any]) -> None:
 
 @pytest.mark.long
 def test_samples_of_a_mixture_after_a_long_fit(where: dict[str, Any]) -> None:
-    """Five samples of 3,000 against as many points held out, at 1 in 1,000; the bound within 0.1 bits of -log p."""
+    """Five samples of 3,000 against as many points held out, at 1 in 400; the bound within 0.15 bits of -log2 p."""
     torch.manual_seed(3)
     x, held = mixture().sample((10_000,)), mixture().sample((15_000,))
     model = trained(x, 8_000, where, compile="auto")
     for part in held.chunk(5):
-        assert same(model.sample(3_000).cpu(), part) > 0.001
+        assert same(model.sample(3_000).cpu(), part) > 1 / 400
     bits, _ = DiffusionGuide(model).bits_per_dim(held.to(model.beta))
     assert bits < -float(mixture().log_prob(held).mean()) / (2 * math.log(2)) + 0.15
 
 
 @pytest.mark.long
-def test_both_programs_compile(where: dict[str, Any]) -> None:
-    x = mixture().sample((300,))
-    for program, guide in pairs(Diffusion(2, 5, (16,))):
-        fits = [
-            ingle.fit(
-                program,
-                guide,
-                x,
-                objective=TraceMeanField_ELBO(),
-                batch_size={"data": 100},
-                steps=300,
-                compile="full",
-                **where,
-            )
-        ]
-        assert fits[0].engine == "compiled"
-        assert math.isfinite(fits[0].elbo[0])
+@pytest.mark.parametrize("which", [0, 1])
+def test_both_programs_compile(which: int, where: dict[str, Any]) -> None:
+    program, guide = pairs(Diffusion(2, 5, (16,)))[which]
+    fit = ingle.fit(
+        program,
+        guide,
+        mixture().sample((300,)),
+        objective=TraceMeanField_ELBO(),
+        batch_size={"data": 100},
+        steps=300,
+        compile="full",
+        **where,
+    )
+    assert fit.engine == "compiled"
+    assert math.isfinite(fit.elbo[0])
 
 
 def pairs(model: Diffusion) -> list[tuple[Any, Any]]:
