@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.optim import ExponentialLR
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
@@ -268,7 +269,7 @@ def trained(x: Tensor, steps: int, where: dict[str, Any], weighting: Weighting =
         x,
         objective=TraceMeanField_ELBO(),
         batch_size={"data": 400},
-        optim=functools.partial(torch.optim.Adam, lr=3e-3),
+        optim=ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.02 ** (1 / steps)}),
         steps=steps,
         **{"compile": "off", **options},
         **where,
