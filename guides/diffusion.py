@@ -62,7 +62,7 @@ class DiffusionGuide:
             x_0 = x, x_1, …, x_T: shape (T + 1, N, *data_shape).
         """
         found = [x]
-        for beta in self.model.beta[1:]:
+        for beta in self.model.beta[1:].to(x):
             found.append((1.0 - beta).sqrt() * found[-1] + beta.sqrt() * torch.randn_like(x))
         return torch.stack(found)
 
@@ -74,7 +74,7 @@ class DiffusionGuide:
         """What each step costs each datum, in nats, at one draw of x_t ~ q(x_t | x): the bound is minus the sum.
 
         Args:
-            x: data, shape (N, *data_shape), in the model's dtype and on its device.
+            x: data, shape (N, *data_shape), in the dtype and on the device of the denoiser.
 
         Returns:
             Shape (T, N). Row t - 1 is KL(q(x_{t-1} | x_t, x) || p(x_{t-1} | x_t)) for t > 1, and -log p(x | x_1), which
@@ -105,7 +105,7 @@ class DiffusionGuide:
         anew, with the noise of the steps in it.
 
         Args:
-            x: data, shape (N, *data_shape), N of 2 or more, in the model's dtype and on its device.
+            x: data, shape (N, *data_shape), N of 2 or more, in the dtype and on the device of the denoiser.
 
         Raises:
             ValueError: as from the model.
@@ -147,9 +147,9 @@ class RandomStepsGuide:
 
 def _before(chain: Diffusion, x_t: Tensor, x: Tensor, t: Tensor) -> dist.TorchDistribution:
     """q(x_{t-1} | x_t, x) for t > 1; at t = 1, where it is x itself, something finite that a mask hides."""
-    beta, noise = chain.spread(chain.beta, t), chain.spread(chain.noise_var, t)
-    before = chain.spread(chain.noise_var, t - 1)
-    of_x = chain.spread(chain.alpha_bar, t - 1).sqrt() * beta / noise
+    beta, noise = chain.spread(chain.beta, t, x), chain.spread(chain.noise_var, t, x)
+    before = chain.spread(chain.noise_var, t - 1, x)
+    of_x = chain.spread(chain.alpha_bar, t - 1, x).sqrt() * beta / noise
     of_x_t = (1.0 - beta).sqrt() * before / noise
     variance = torch.where(before > 0, beta * before / noise, torch.ones_like(beta))
     return chain.normal(of_x * x + of_x_t * x_t, variance.sqrt())

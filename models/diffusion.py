@@ -133,9 +133,8 @@ class Diffusion(nn.Module):
 
     def prior(self) -> dist.TorchDistribution:
         """The distribution of x_T, standard normal, event shape `data_shape`."""
-        like = self.beta.new_zeros(self.data_shape)
-        noise: dist.TorchDistribution = dist.Normal(like, 1.0).to_event(like.dim())
-        return noise
+        like = next(self.denoiser.parameters(), self.beta)
+        return self.normal(like.new_zeros(self.data_shape), like.new_ones(()))
 
     def noised(self, x: Tensor, t: Tensor) -> dist.TorchDistribution:
         """q(x_t | x), all noise up to step t at once.
@@ -147,7 +146,7 @@ class Diffusion(nn.Module):
         Returns:
             Batch shape (…), event shape `data_shape`.
         """
-        return self.normal(self.spread(self.alpha_bar, t).sqrt() * x, self.spread(self.noise_var, t).sqrt())
+        return self.normal(self.spread(self.alpha_bar, t, x).sqrt() * x, self.spread(self.noise_var, t, x).sqrt())
 
     def reverse(self, x_t: Tensor, t: Tensor) -> dist.TorchDistribution:
         """p(x_{t-1} | x_t), what is left after one denoising step; data themselves at t = 1.
@@ -159,19 +158,18 @@ class Diffusion(nn.Module):
         Returns:
             Batch shape (…), event shape `data_shape`.
         """
-        beta = self.spread(self.beta, t)
-        noise = self.denoiser(x_t, t)
-        loc = (x_t - beta / self.spread(self.noise_var, t).sqrt() * noise) / (1.0 - beta).sqrt()
-        return self.normal(loc, self.spread(self.sigma, t))
+        beta, noise_var, sigma = (self.spread(value, t, x_t) for value in (self.beta, self.noise_var, self.sigma))
+        loc = (x_t - beta / noise_var.sqrt() * self.denoiser(x_t, t)) / (1.0 - beta).sqrt()
+        return self.normal(loc, sigma)
 
     def normal(self, loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
         """Independent normals over the numbers of a datum."""
         found: dist.TorchDistribution = dist.Normal(loc, scale).to_event(len(self.data_shape))
         return found
 
-    def spread(self, values: Tensor, t: Tensor) -> Tensor:
-        """A number of each step, shape (T + 1,), at steps of shape (…), as it multiplies data: (…, 1, …, 1)."""
-        return values[t].reshape(*t.shape, *[1] * len(self.data_shape))
+    def spread(self, values: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """A number of each step, shape (T + 1,), at steps of shape (…), as it multiplies data x: (…, 1, …, 1)."""
+        return values[t].to(x).reshape(*t.shape, *[1] * len(self.data_shape))
 
     def sample(self, num: int, *, path: bool = False, last_noise: bool = True) -> Tensor:
         """Draws from the model, step by step from noise, at torch's random state, on the model's device.
@@ -315,8 +313,9 @@ class Denoiser(nn.Module):
         flat = x.flatten(-len(self.shape))
         angle = (t / (self.share.shape[1] - 1)).to(x).unsqueeze(-1) * self.frequency
         v: Tensor = self.network(torch.cat([flat, angle.sin(), angle.cos()], dim=-1))
-        of_x, of_v = self.share[0, t].unsqueeze(-1), self.share[1, t].unsqueeze(-1)
-        return (of_x * flat + of_v * v).reshape(x.shape)
+        of_x, of_v = self.share[:, t].to(x).unsqueeze(-1)
+        out: Tensor = of_x * flat + of_v * v
+        return out.reshape(x.shape)
 
 
 class GaussianDenoiser(nn.Module):
@@ -328,6 +327,9 @@ class GaussianDenoiser(nn.Module):
         model: whose noise it tells, with data of shape (D,), to be put there as `model.denoiser`.
         loc: mean of the data, shape (D,).
         covariance: of the data, positive definite, shape (D, D).
+
+    Raises:
+        ValueError: data or moments of other shapes.
     """
 
     loc: Tensor
@@ -338,6 +340,12 @@ class GaussianDenoiser(nn.Module):
 
     def __init__(self, model: Diffusion, loc: Tensor, covariance: Tensor) -> None:
         super().__init__()
+        shapes, size = (tuple(loc.shape), tuple(covariance.shape)), math.prod(model.data_shape)
+        if model.data_shape != (size,) or shapes != ((size,), (size, size)):
+            raise ValueError(
+                f"for data of shape {model.data_shape} loc must have shape ({size},) and covariance ({size}, {size}), "
+                f"and data_shape must be a number of columns; got {shapes[0]} and {shapes[1]}"
+            )
         variances, axes = torch.linalg.eigh(covariance)
         found = {"loc": loc, "variances": variances, "axes": axes}
         for name, value in (found | {"alpha_bar": model.alpha_bar, "noise_var": model.noise_var}).items():

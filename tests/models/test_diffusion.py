@@ -185,7 +185,7 @@ def test_formula_has_the_less_noisy_gradient() -> None:
     torch.manual_seed(0)
     model, x = Diffusion(2, 200, (32,)), torch.randn(200, 2)
     nn.init.normal_(model.denoiser.network[-1].weight)
-    model, program = model.float(), RandomSteps(model, "simple")
+    program = RandomSteps(model, "simple")
     noise = []
     for objective in (TraceMeanField_ELBO(), Trace_ELBO()):
         found = []
@@ -298,7 +298,7 @@ def test_samples_of_a_mixture_after_a_long_fit(where: dict[str, Any]) -> None:
     model = trained(x, 8_000, where, compile="auto")
     for part in held.chunk(5):
         assert same(model.sample(3_000).cpu(), part) > 1 / 400
-    bits, _ = DiffusionGuide(model).bits_per_dim(held.to(model.beta))
+    bits, _ = DiffusionGuide(model).bits_per_dim(held.to(next(model.parameters())))
     assert bits < -float(mixture().log_prob(held).mean()) / (2 * math.log(2)) + 0.15
 
 
@@ -347,12 +347,21 @@ def test_both_programs_train_one_denoiser(where: dict[str, Any]) -> None:
 
 
 def test_denoiser_starts_as_the_best_for_a_standard_normal() -> None:
-    model, best, x = Diffusion((2, 3), 4).float(), Diffusion(6, 4), torch.randn(20, 2, 3)
+    model, best, x = Diffusion((2, 3), 4), Diffusion(6, 4), torch.randn(20, 2, 3)
     best.denoiser = GaussianDenoiser(best, torch.zeros(6), torch.eye(6))
     state = torch.get_rng_state()
     wanted = DiffusionGuide(best.float()).step_terms(x.flatten(1))
     torch.set_rng_state(state)
     torch.testing.assert_close(DiffusionGuide(model).step_terms(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_dtypes_are_those_of_the_denoiser() -> None:
+    """Before any fit as after one in double precision."""
+    model, x = Diffusion(2, 3, (4,)), torch.randn(10, 2)
+    guide = DiffusionGuide(model)
+    assert model.sample(2).dtype == guide.path(x).dtype == guide.step_terms(x).dtype == torch.float32
+    ingle.fit(model, guide, x, steps=1, dtype=DOUBLE)
+    assert model.sample(2).dtype == guide.step_terms(x.double()).dtype == DOUBLE
 
 
 class Half(nn.Module):
@@ -392,6 +401,8 @@ def test_a_network_of_ones_own(where: dict[str, Any]) -> None:
 def test_bad_options_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Diffusion(**{"data_shape": 2, **options})
+    with pytest.raises(ValueError, match=r"loc must have shape \(2,\) and covariance \(2, 2\).*got \(3,\)"):
+        GaussianDenoiser(Diffusion(2), torch.zeros(3), torch.eye(3))
     with pytest.raises(ValueError, match="weighting must be 'bound' or 'simple', got 'none'"):
         RandomSteps(Diffusion(2), "none")  # type: ignore[arg-type]
 
@@ -410,4 +421,4 @@ def test_bad_data_are_refused(x: Tensor, told: str) -> None:
         with pytest.raises(ingle.ProgramError, match=told):
             ingle.fit(program, guide, x, steps=2)
     with pytest.raises(ValueError, match=told):
-        DiffusionGuide(model).step_terms(x.double())
+        DiffusionGuide(model).step_terms(x)
