@@ -33,7 +33,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
 
-    tell_gaussian(2**5 if options.smoke else 2**10)
+    tell_gaussian(2**4 if options.smoke else 2**10)
 
     shape = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(torch.tensor([0.5, 0.3, 0.2])),
@@ -43,8 +43,8 @@ def main() -> None:
         ),
     )
     points, held = shape.sample((8_000,)), shape.sample((2_000,))
-    model = Diffusion(2, num_steps=50)
-    fit = train(model, points, 500, 30 if options.smoke else 5_000, options.device)
+    model = Diffusion(2, num_steps=10 if options.smoke else 50)
+    fit = train(model, points, 500, 10 if options.smoke else 5_000, options.device)
     print(fit, end="\n\n")
     guide, here = DiffusionGuide(model), {"dtype": fit.dtype, "device": fit.device}
     bits, se = guide.bits_per_dim(held.to(**here))
