@@ -28,6 +28,7 @@ WRITES = {
         "custom_model_prior.png",
         "custom_model_replicated.png",
     ],
+    "diffusion.py": ["diffusion.png", "diffusion_digits.png"],
     "elbo.py": ["elbo.png"],
     "estimators.py": ["estimators.png"],
     "evidence.py": ["evidence.png"],

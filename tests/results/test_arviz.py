@@ -17,6 +17,7 @@ import ingle
 from ingle.guides import hierarchical as hierarchical_guides
 from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
+from ingle.guides.diffusion import DiffusionGuide
 from ingle.guides.factor_analysis import FactorAnalysisExactGuide, FactorAnalysisGuide, FactorAnalysisRowGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide
@@ -24,6 +25,7 @@ from ingle.guides.vae import VAEGuide
 from ingle.models import hierarchical
 from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 from ingle.models.coin import Coin
+from ingle.models.diffusion import Diffusion
 from ingle.models.factor_analysis import FactorAnalysis
 from ingle.models.mixture import Covariance, GaussianMixture
 from ingle.models.regression import LinearRegression, LogisticRegression
@@ -35,6 +37,11 @@ matplotlib.use("Agg")
 def coin() -> ingle.Fit:
     model = Coin()
     return ingle.fit(model, CoinGuide(model), (torch.rand(30) > 0.5).float(), steps=20)
+
+
+def diffusion() -> ingle.Fit:
+    model = Diffusion(2, 3, hidden=(4,))
+    return ingle.fit(model, DiffusionGuide(model), old_faithful()[:40], steps=20)
 
 
 def factor_analysis(guide: Any, noise: Any) -> ingle.Fit:
@@ -83,6 +90,7 @@ def few_counties() -> dict[str, Any]:
 PAIRS: dict[str, Callable[[], ingle.Fit]] = {
     "bayesian_neural_network": bayesian_neural_network,
     "coin": coin,
+    "diffusion": diffusion,
     "factor_analysis: isotropic": lambda: factor_analysis(FactorAnalysisGuide, "isotropic"),
     "factor_analysis: isotropic, exact": lambda: factor_analysis(FactorAnalysisExactGuide, "isotropic"),
     "factor_analysis: diagonal, a row": lambda: factor_analysis(FactorAnalysisRowGuide, "diagonal"),
@@ -123,6 +131,7 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
 }
 # A latent for each datum, which voids leave-one-out, with a warning.
 LOCAL = {
+    "diffusion",
     "factor_analysis: isotropic",
     "factor_analysis: isotropic, exact",
     "factor_analysis: diagonal, a row",
