@@ -104,8 +104,8 @@ class ImageCompletionGuide(nn.Module):
         Raises:
             ValueError: as from the model.
         """
-        pyro.module("encoder", self.encoder)
         seen = self.model.mask_of(x, seen)
+        pyro.module("encoder", self.encoder)
         with pyro.plate("data", len(x)) as i:
             pyro.sample("z", self._code(x[i], seen[i]))
 

@@ -61,8 +61,8 @@ class ImageCompletion(nn.Module):
             ValueError: shapes or kinds that do not fit, an image with nothing seen, seen pixels that are NaN or outside
                 the likelihood's support.
         """
-        pyro.module("decoder", self.vae.decoder)
         seen = self.mask_of(x, seen)
+        pyro.module("decoder", self.vae.decoder)
         with pyro.plate("data", len(x)) as i:
             z = pyro.sample("z", self.vae.prior())
             pyro.sample("x", self.emission(z, seen[i]), obs=torch.where(seen[i], x[i], 0))

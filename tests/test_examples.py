@@ -31,6 +31,7 @@ WRITES = {
         "hierarchical_slopes.png",
         "hierarchical_uranium.png",
     ],
+    "image_completion.py": ["image_completion.png"],
     "mixture.py": ["mixture.png", "mixture_evidence.png"],
     "quickstart.py": [
         f"{fit}{ending}"

@@ -18,6 +18,7 @@ from ingle.guides import hierarchical as hierarchical_guides
 from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
 from ingle.guides.factor_analysis import FactorAnalysisExactGuide, FactorAnalysisGuide, FactorAnalysisRowGuide
+from ingle.guides.image_completion import ImageCompletionGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide
 from ingle.guides.vae import VAEGuide
@@ -25,6 +26,7 @@ from ingle.models import hierarchical
 from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 from ingle.models.coin import Coin
 from ingle.models.factor_analysis import FactorAnalysis
+from ingle.models.image_completion import ImageCompletion
 from ingle.models.mixture import Covariance, GaussianMixture
 from ingle.models.regression import LinearRegression, LogisticRegression
 from ingle.models.vae import VAE
@@ -46,6 +48,13 @@ def bayesian_neural_network() -> ingle.Fit:
     x, y = old_faithful()[:40, :1], old_faithful()[:40, 1]
     model = BayesianNeuralNetwork(1, hidden=(3,))
     return ingle.fit(model, BayesianNeuralNetworkGuide(model), {"x": x, "y": y}, steps=20)
+
+
+def image_completion() -> ingle.Fit:
+    seen = torch.rand(12, 6) > 0.3
+    seen[:, 0] = True
+    model = ImageCompletion(VAE(6, 2))
+    return ingle.fit(model, ImageCompletionGuide(model), ((torch.rand(12, 6) > 0.5).float(), seen), steps=20)
 
 
 def linear_regression() -> ingle.Fit:
@@ -108,6 +117,7 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         {name: column[:60] for name, column in radon_action_data().items()},
         steps=20,
     ),
+    "image_completion": image_completion,
     "mixture: diagonal": lambda: mixture("diagonal"),
     "mixture: spherical": lambda: mixture("spherical"),
     "mixture: full": lambda: mixture("full"),
@@ -122,6 +132,7 @@ LOCAL = {
     "factor_analysis: diagonal, a row",
     "hierarchical: eight_schools",
     "hierarchical: eight_schools_centred",
+    "image_completion",
     "vae",
 }
 
