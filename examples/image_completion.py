@@ -23,7 +23,8 @@ from ingle.guides.image_completion import Completions, ImageCompletionGuide
 from ingle.models.image_completion import ImageCompletion
 from ingle.models.vae import VAE
 
-SHOWN, COMPLETIONS = 6, 5
+COMPLETIONS = 5
+TILE = 8 * 4 + 6  # of the picture, four times as large as a digit, with a frame and a gap
 
 
 def main() -> None:
@@ -107,18 +108,22 @@ def tell(table: dict[str, list[str]], name: str, values: torch.Tensor) -> None:
 def draw(found: dict[str, tuple[torch.Tensor, torch.Tensor, Completions]], path: Path) -> None:
     """A row for each digit: what it was, what was seen of it, its completions, their expected value."""
     titles = ["digit", "seen", *["drawn"] * COMPLETIONS, "expected"]
-    size = (2 * (len(titles) + 0.4) * 0.62, SHOWN * 0.66 + 0.75)
-    figure = plt.figure(figsize=size, layout="constrained")
-    for half, (name, (digits, seen, done)) in zip(figure.subfigures(1, 2, wspace=0.06), found.items(), strict=True):
-        half.suptitle(name, fontsize=11)
-        axes = half.subplots(SHOWN, len(titles))
-        for row, line in enumerate(axes):
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.3), layout="constrained")
+    for axis, (name, (digits, seen, done)) in zip(axes, found.items(), strict=True):
+        sheet = np.ones((len(digits), TILE, len(titles), TILE, 3))
+        for row in range(len(digits)):
             images = [digits[row], digits[row], *done.x[:, row], done.expected[row]]
-            for column, (place, image) in enumerate(zip(line, images, strict=True)):
-                place.imshow(coloured(image, None if column == 0 else seen[row], empty=column == 1), vmin=0, vmax=1)
-                place.set(xticks=[], yticks=[])
-                if row == 0:
-                    place.set_title(titles[column], fontsize=8)
+            for column, image in enumerate(images):
+                tile = coloured(image, None if column == 0 else seen[row], empty=column == 1)
+                sheet[row, 1:-3, column, 1:-3] = 0.5  # a frame
+                sheet[row, 2:-4, column, 2:-4] = np.kron(tile, np.ones((4, 4, 1)))
+        sheet = sheet.reshape(len(digits) * TILE, len(titles) * TILE, 3)
+        axis.imshow(sheet, interpolation="nearest")
+        axis.set_title(name)
+        axis.xaxis.tick_top()
+        axis.tick_params(length=0)
+        axis.set(xticks=[(column + 0.5) * TILE - 1.5 for column in range(len(titles))], xticklabels=titles, yticks=[])
+        axis.spines[:].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

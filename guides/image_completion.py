@@ -21,6 +21,7 @@ __all__ = ["Completions", "ImageCompletionGuide"]
 _AT_ONCE = 2**23  # numbers that the decoder puts out together
 _SMALLEST = 1e-4  # of a scale
 _RATE, _PARTICLES = 0.05, 4  # of the ascent of `refine`
+_KEPT = 5  # one in so many codes still comes from the encoder, since a normal of one's own finds one mode of several
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Completions:
         z: the codes of the completions, shape (num_completions, N, K).
         ess: effective sample size of each image's weights, shape (N,), at most `num_samples`. Below some tens the
             completions hang on a few codes: they repeat each other and look surer than they are, which more
-            `num_samples`, some steps of `refine` or a longer fit mend.
+            `num_samples`, some steps of `refine` or a longer fit mend. A mode that no draw came near it cannot show.
         log_seen: estimate of log p(seen pixels) in nats, shape (N,), and `log_seen_se`, its standard error.
     """
 
@@ -54,7 +55,8 @@ class ImageCompletionGuide(nn.Module):
     encoder is trained in place, so that the methods work as they are after a fit, but for likelihood "normal" and for
     a mixture as the prior: call them inside `with fit.active():`.
 
-    log p(missing | seen) is also a difference of two evidences, each with its error and verdict:
+    `complete` weighs its draws of the code, and is what to use; `fit.predict((x, seen), new=("data",))` draws from the
+    encoder as it is. log p(missing | seen) is `log_missing`, or by the library, each term with its k-hat and verdict:
 
         everything = torch.ones_like(seen)
         with fit.active():
@@ -62,9 +64,6 @@ class ImageCompletionGuide(nn.Module):
             part = ingle.log_evidence(model, guide, (x, seen), per="data")
         log_p = whole.pointwise.log_z - part.pointwise.log_z
         se = np.hypot(whole.pointwise.se, part.pointwise.se)
-
-    Each estimate lies too low on average, by half its squared error. So the difference is no bound: where log p(seen)
-    is the one that is too low, it lies too high.
 
     Args:
         model: the model that this is a guide for.
@@ -136,7 +135,8 @@ class ImageCompletionGuide(nn.Module):
             num_completions: draws for each image.
             num_samples: codes for each image that are weighed; the completions are drawn from among them.
             refine: steps of gradient ascent on each image's own ELBO before, from the encoder's answer, after which q
-                is normal with a full covariance. Costs `refine` passes forward and back; worth it where `ess` is poor.
+                is normal with a full covariance; a fifth of the codes still comes from the encoder, and finds a mode
+                that this normal left. Costs `refine` passes forward and back: worth it where `ess` is poor.
 
         Raises:
             ValueError: as from the model, or numbers below 1.
@@ -230,13 +230,18 @@ class ImageCompletionGuide(nn.Module):
     def _weighed(self, x: Tensor, seen: Tensor, num_samples: int, refine: int) -> tuple[Tensor, Tensor]:
         """Codes from the guide, shape (num_samples, N, K), and log p(seen, z) - log q(z), (num_samples, N), float64."""
         with torch.no_grad():
-            code: Any = self._code(x, seen)
-        code = self._refined(code, x, seen, refine) if refine else code
+            amortised: Any = self._code(x, seen)
+        sources = [(amortised, num_samples)]
+        if refine:
+            kept = num_samples // _KEPT
+            sources = [(self._refined(amortised, x, seen, refine), num_samples - kept), (amortised, kept)]
         with torch.no_grad():
-            z: Tensor = code.sample((num_samples,))
-            prior = self.model.vae.prior()
-            parts = [self._log_p(part, x, seen) for part in self._parts(z)]
-            return z, torch.cat(parts) + prior.log_prob(z).double() - code.log_prob(z).double()
+            z = torch.cat([code.sample((num,)) for code, num in sources])
+            # All against the mixture of both, so that a code counts the same whichever drew it.
+            log_q = [code.log_prob(z).double() + math.log(num / num_samples) for code, num in sources if num]
+            log_p = torch.cat([self._log_p(part, x, seen) for part in self._parts(z)])
+            log_weight: Tensor = log_p + self.model.vae.prior().log_prob(z) - torch.stack(log_q).logsumexp(0)
+            return z, log_weight
 
     def _log_p(self, z: Tensor, x: Tensor, which: Tensor) -> Tensor:
         """Log p of some pixels given codes, shape (S, N), float64."""
