@@ -86,6 +86,7 @@ def main() -> None:
                 tell(table, way, guide.score(x[:rows], seen[:rows], num, weighted=weighted))
             log_p, se = guide.log_missing(x[:rows], seen[:rows], num, refine)
             tell(table, "log p(all) - log p(seen)", log_p)
+            table.setdefault("  its error by sampling", []).append(f"{float(se.square().sum().sqrt()) / rows:.4f}")
             for steps in (0, refine):
                 ess = guide.complete(x[:rows], seen[:rows], 1, num, steps).ess
                 low, half = ess.quantile(torch.tensor([0.1, 0.5]).to(ess)).tolist()
@@ -93,7 +94,6 @@ def main() -> None:
                     f"{half:,.0f}, a tenth below {low:,.0f}"
                 )
             found[name] = (x[shown], seen[shown], guide.complete(x[shown], seen[shown], COMPLETIONS, num, refine))
-        table.setdefault("  its error by sampling", []).append(f"{float(se.square().sum().sqrt()) / rows:.4f}")
 
     print(f"\n{f'nats a digit, {rows} held out':<34}" + "".join(f"{name:>28}" for name in masks))
     print("\n".join(f"{name:<34}" + "".join(f"{cell:>28}" for cell in cells) for name, cells in table.items()))

@@ -94,7 +94,7 @@ def test_gaussian_completions_are_exact(refine: int, device: torch.device) -> No
 
 @pytest.mark.parametrize("refine", [0, 100])
 def test_both_answers_are_completed_where_two_are_possible(refine: int, where: dict[str, Any]) -> None:
-    """Of (z^2, z) the square is seen, 4: z is 2 or -2, half of each, which no normal holds. Within 5 standard errors."""
+    """Of (z^2, z) the square is seen, 4: z is 2 or -2, half of each within 5 standard errors, which no normal holds."""
 
     class Square(torch.nn.Module):
         def __init__(self) -> None:
