@@ -51,7 +51,8 @@ class ImageCompletionGuide(nn.Module):
     """q(z_i | seen_i) = Normal(loc, scale), both from one network that is given the seen pixels and the mask.
 
     Missing pixels are 0 at the network's entrance, with the mask beside them as further channels, so that a 0 that was
-    seen is told from one that was not. New images, and new masks of a kind that training had, need no new fit. The
+    seen is told from one that was not. New images, and new masks of a kind that training had, need no new fit: a mask of
+    another kind shows in a poor `ess`, and wants `refine`. The
     encoder is trained in place, so that the methods work as they are after a fit, but for likelihood "normal" and for
     a mixture as the prior: call them inside `with fit.active():`.
 
@@ -158,21 +159,24 @@ class ImageCompletionGuide(nn.Module):
             expected = torch.zeros_like(x, dtype=z.dtype)
             for part, weight in zip(self._parts(z), self._parts(share), strict=True):
                 expected += torch.einsum("sn,sn...->n...", weight.to(z.dtype), self.model.vae.decode(part))
-        log_seen, se = _log_mean(log_weight)
+        log_seen, se, ess = _summed_up(log_weight)
         return Completions(
             x=torch.where(seen, x, drawn.to(x.dtype)),
             expected=torch.where(seen, x.to(z.dtype), expected),
             z=codes,
-            ess=1 / share.square().sum(0),
+            ess=ess,
             log_seen=log_seen,
             log_seen_se=se,
         )
 
-    def log_missing(self, x: Tensor, seen: Tensor, num_samples: int = 1_000, refine: int = 0) -> tuple[Tensor, Tensor]:
-        """Log p(missing | seen) = log p(x) - log p(seen) of whole images, and its standard error.
+    def log_missing(
+        self, x: Tensor, seen: Tensor, num_samples: int = 1_000, refine: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log p(missing | seen) = log p(x) - log p(seen) of whole images, with its standard error and sample size.
 
         Each term is an estimate by importance sampling and lies too low on average, by half its squared error. So the
-        difference is no bound: where log p(seen) is too low, it lies too high. Where nothing is missing it is 0.
+        difference is no bound: where log p(seen) is too low, it lies too high, by nats where few codes hold the weight.
+        The standard error holds where the effective sample size is above a hundred or so; `refine` raises it.
 
         Args:
             x: whole data, shape (N, *data_shape).
@@ -180,17 +184,19 @@ class ImageCompletionGuide(nn.Module):
             num_samples, refine: as for `complete`, for each term.
 
         Returns:
-            Both in nats, shape (N,), float64.
+            Estimate and standard error in nats, 0 where nothing is missing, and the effective sample size of the term
+            where it is smaller; each of shape (N,), float64.
 
         Raises:
             ValueError: as from the model, for the pixels outside of the mask too.
         """
         seen = self.model.mask_of(x, seen)
         everything = self.model.mask_of(x, torch.ones_like(seen))
-        whole, whole_se = _log_mean(self._weighed(x, everything, num_samples, refine)[1])
-        part, part_se = _log_mean(self._weighed(x, seen, num_samples, refine)[1])
+        whole, whole_se, whole_ess = _summed_up(self._weighed(x, everything, num_samples, refine)[1])
+        part, part_se, part_ess = _summed_up(self._weighed(x, seen, num_samples, refine)[1])
         none = seen.flatten(1).all(1)
-        return (whole - part).masked_fill(none, 0.0), torch.hypot(whole_se, part_se).masked_fill(none, 0.0)
+        se = torch.hypot(whole_se, part_se)
+        return (whole - part).masked_fill(none, 0.0), se.masked_fill(none, 0.0), torch.minimum(whole_ess, part_ess)
 
     def score(
         self, x: Tensor, seen: Tensor, num_samples: int = 1_000, refine: int = 0, *, weighted: bool = True
@@ -283,8 +289,8 @@ class ImageCompletionGuide(nn.Module):
         return iter(values.split(max(1, _AT_ONCE // size)))
 
 
-def _log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The log of the mean over draws, the first dimension, and its standard error by the delta method."""
+def _summed_up(log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The log of the mean over draws, the first dimension, its standard error by the delta method, and the ESS."""
     n = len(log_weight)
-    uneven = log_weight.softmax(0).square().sum(0) - 1 / n
-    return log_weight.logsumexp(0) - math.log(n), uneven.clamp(min=0.0).sqrt()
+    even = log_weight.softmax(0).square().sum(0)
+    return log_weight.logsumexp(0) - math.log(n), (even - 1 / n).clamp(min=0.0).sqrt(), 1 / even
