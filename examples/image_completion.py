@@ -60,7 +60,7 @@ def main() -> None:
         (x[some], seen[some]),
         batch_size={"data": 128},
         optim=functools.partial(torch.optim.Adam, lr=1e-3),
-        steps=20 if options.smoke else 6_000,
+        steps=20 if options.smoke else 12_000,
         device=options.device,
     )
     print(fit)
