@@ -52,9 +52,8 @@ class ImageCompletionGuide(nn.Module):
 
     Missing pixels are 0 at the network's entrance, with the mask beside them as further channels, so that a 0 that was
     seen is told from one that was not. New images, and new masks of a kind that training had, need no new fit; a mask
-    of another kind shows in a poor `ess`, and wants `refine`. The encoder is trained in place, so that the methods work
-    as they are after a fit, but for likelihood "normal" and for a mixture as the prior: call them inside
-    `with fit.active():`.
+    of another kind shows in a poor `ess`, and wants `refine`. Networks are trained in place; call the methods
+    inside `with fit.active():`, where the fit's dtype and parameters are.
 
     `complete` weighs its draws of the code, and is what to use; `fit.predict((x, seen), new=("data",))` draws from the
     encoder as it is. log p(missing | seen) is `log_missing`, or by the library, each term with its k-hat and verdict:

@@ -328,7 +328,9 @@ def test_images_and_levels_through_convolutions(where: dict[str, Any]) -> None:
     guide = ImageCompletionGuide(ImageCompletion(vae))
     fit = ingle.fit(guide.model, guide, (x, top), batch_size={"data": 20}, steps=5, compile="off", **where)
     x, top = x.to(fit.device), top.to(fit.device)
-    found = guide.complete(x, top, num_completions=2, num_samples=20)
+    with fit.active():
+        found = guide.complete(x, top, num_completions=2, num_samples=20)
+        whole, se, _ = guide.log_missing(x, torch.ones_like(top), num_samples=20)
     assert found.x.shape == (2, 60, 1, 8, 8)
     assert found.z.shape == (2, 60, 3)
     assert found.x.dtype == x.dtype
@@ -336,7 +338,6 @@ def test_images_and_levels_through_convolutions(where: dict[str, Any]) -> None:
     assert int(found.x.max()) <= 16
     assert bool(((found.ess >= 1) & (found.ess <= 20 + 1e-6)).all())
     assert fit.predict((x[:7], top), 3, new=("data",))["x"].shape == (3, 7, 1, 8, 8)
-    whole, se, _ = guide.log_missing(x, torch.ones_like(top), num_samples=20)
     assert not whole.any()
     assert not se.any()
 
