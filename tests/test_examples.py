@@ -39,8 +39,9 @@ WRITES = {
         "hierarchical_slopes.png",
         "hierarchical_uranium.png",
     ],
-    "mnist.py": ["mnist_images.png", "mnist_nll.png"],
+    "image_completion.py": ["image_completion.png"],
     "mixture.py": ["mixture.png", "mixture_evidence.png"],
+    "mnist.py": ["mnist_images.png", "mnist_nll.png"],
     "quickstart.py": [
         f"{fit}{ending}"
         for fit in ("eight_schools", "radon")

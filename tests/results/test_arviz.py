@@ -19,6 +19,7 @@ from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
 from ingle.guides.diffusion import DiffusionGuide
 from ingle.guides.factor_analysis import FactorAnalysisExactGuide, FactorAnalysisGuide, FactorAnalysisRowGuide
+from ingle.guides.image_completion import ImageCompletionGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide
 from ingle.guides.vae import VAEGuide
@@ -27,6 +28,7 @@ from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 from ingle.models.coin import Coin
 from ingle.models.diffusion import Diffusion
 from ingle.models.factor_analysis import FactorAnalysis
+from ingle.models.image_completion import ImageCompletion
 from ingle.models.mixture import Covariance, GaussianMixture
 from ingle.models.regression import LinearRegression, LogisticRegression
 from ingle.models.vae import VAE
@@ -53,6 +55,13 @@ def bayesian_neural_network() -> ingle.Fit:
     x, y = old_faithful()[:40, :1], old_faithful()[:40, 1]
     model = BayesianNeuralNetwork(1, hidden=(3,))
     return ingle.fit(model, BayesianNeuralNetworkGuide(model), {"x": x, "y": y}, steps=20)
+
+
+def image_completion() -> ingle.Fit:
+    seen = torch.rand(12, 6) > 0.3
+    seen[:, 0] = True
+    model = ImageCompletion(VAE(6, 2))
+    return ingle.fit(model, ImageCompletionGuide(model), ((torch.rand(12, 6) > 0.5).float(), seen), steps=20)
 
 
 def linear_regression() -> ingle.Fit:
@@ -121,6 +130,7 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         {name: column[:60] for name, column in radon_action_data().items()},
         steps=20,
     ),
+    "image_completion": image_completion,
     "mixture: diagonal": lambda: mixture("diagonal"),
     "mixture: spherical": lambda: mixture("spherical"),
     "mixture: full": lambda: mixture("full"),
@@ -137,6 +147,7 @@ LOCAL = {
     "factor_analysis: diagonal, a row",
     "hierarchical: eight_schools",
     "hierarchical: eight_schools_centred",
+    "image_completion",
     "vae",
     "vae: convolutional, categorical, mixture prior, labels",
 }
