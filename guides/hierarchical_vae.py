@@ -94,7 +94,7 @@ class _Guide(nn.Module):
         if num_samples < 2:
             raise ValueError(f"num_samples must be 2 or more for a standard error, got {num_samples}")
         with torch.no_grad():
-            drawn = torch.stack([self._divergences(x) for _ in range(num_samples)])
+            drawn = self._divergences(x.expand(num_samples, *x.shape))
             error = (drawn.var(0).sum(0) / num_samples).sqrt() / len(x)
             return drawn.mean((0, 1)), error
 
@@ -115,9 +115,9 @@ class _Guide(nn.Module):
             Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, section 5.2.
         """
         found = []
-        sets = [[self.encode(x, draw=True) for _ in range(num_samples)] for _ in range(2)]
+        codes = self.encode(x.expand(2, num_samples, *x.shape), draw=True)
         for layer in range(1, self.model.layers + 1):
-            one, other = (torch.stack([codes[f"z{layer}"] for codes in draws]).mean(0) for draws in sets)
+            one, other = codes[f"z{layer}"].mean(1)
             found.append(((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(x) - 1))
         return found
 
@@ -132,7 +132,7 @@ class _Guide(nn.Module):
             return self.walk(x, take), values
 
     def _divergences(self, x: Tensor) -> Tensor:
-        """Of one draw of each code, shape (N, L); by formula where nothing below the layer was drawn before it."""
+        """Of one draw of each code, shape (…, L); by formula where the code above was drawn first."""
         codes, values = self._taken(x, draw=True)
         found = []
         for layer in range(1, self.model.layers + 1):
@@ -242,8 +242,7 @@ class HierarchicalVAELadderGuide(_Guide):
         """
         pyro.module("ascent", self.ascent)
         pyro.module("heads", self.heads)
-        if self.model.layers > 1:
-            pyro.module("descent", self.model.descent)
+        self.model.register_descent()
         self._run(x)
 
     def walk(self, x: Tensor, take: Take) -> dict[str, Any]:

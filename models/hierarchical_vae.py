@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +18,10 @@ from ingle.models.networks import Activation, decoder, mlp
 
 __all__ = ["ConditionalNormal", "HierarchicalVAE"]
 
+_OTHER = (
+    "the guide was made for another HierarchicalVAE, whose networks between the layers it shares: make it from the model "
+    "of this fit, or clear Pyro's store if that still holds the networks of an earlier model"
+)
 _FLOOR = 1e-4  # of a standard deviation: a code's density without a bound has no best fit
 
 
@@ -96,14 +101,26 @@ class HierarchicalVAE(nn.Module):
             ValueError: data of another shape or outside the likelihood's support.
         """
         pyro.module("decoder", self.decoder)
-        if self.layers > 1:
-            pyro.module("descent", self.descent)
+        self.register_descent()
         self.likelihood.check(x, self.data_shape)
         with pyro.plate("data", len(x)) as i:
             z: Tensor = pyro.sample(f"z{self.layers}", self.prior(self.layers))
             for layer in range(self.layers - 1, 0, -1):
                 z = pyro.sample(f"z{layer}", self.prior(layer, z))
             pyro.sample("x", self.emission(z), obs=x[i])
+
+    def register_descent(self) -> None:
+        """Hand the networks between the codes to Pyro, in a run of the model or of a guide that shares them.
+
+        Raises:
+            ValueError: a model and the guide of another one run together.
+        """
+        pyro.module("descent", self.descent)
+        if is_validation_enabled():
+            for name, own in self.descent.named_parameters():
+                # Pyro keeps the first of two modules of one name, and would never train the other.
+                if pyro.get_param_store()[f"descent$$${name}"].data_ptr() != own.data_ptr():
+                    raise ValueError(_OTHER)
 
     def prior(self, layer: int, above: Tensor | None = None) -> dist.TorchDistribution:
         """The distribution of a layer's code given the one above.
