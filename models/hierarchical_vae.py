@@ -19,8 +19,8 @@ from ingle.models.networks import Activation, decoder, mlp
 __all__ = ["ConditionalNormal", "HierarchicalVAE"]
 
 _OTHER = (
-    "the guide was made for another HierarchicalVAE, whose networks between the layers it shares: make it from the model "
-    "of this fit, or clear Pyro's store if that still holds the networks of an earlier model"
+    "the guide was made for another HierarchicalVAE, whose networks between the layers it shares: make it from this "
+    "model, or clear Pyro's store if that still holds the networks of an earlier one"
 )
 _FLOOR = 1e-4  # of a standard deviation: a code's density without a bound has no best fit
 

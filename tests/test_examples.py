@@ -31,6 +31,7 @@ WRITES = {
         "hierarchical_slopes.png",
         "hierarchical_uranium.png",
     ],
+    "hierarchical_vae.py": ["hierarchical_vae_samples.png", "hierarchical_vae_training.png"],
     "mixture.py": ["mixture.png", "mixture_evidence.png"],
     "quickstart.py": [
         f"{fit}{ending}"

@@ -18,6 +18,7 @@ from ingle.guides import hierarchical as hierarchical_guides
 from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
 from ingle.guides.factor_analysis import FactorAnalysisExactGuide, FactorAnalysisGuide, FactorAnalysisRowGuide
+from ingle.guides.hierarchical_vae import HierarchicalVAEBottomUpGuide, HierarchicalVAELadderGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide
 from ingle.guides.vae import VAEGuide
@@ -25,6 +26,7 @@ from ingle.models import hierarchical
 from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 from ingle.models.coin import Coin
 from ingle.models.factor_analysis import FactorAnalysis
+from ingle.models.hierarchical_vae import HierarchicalVAE
 from ingle.models.mixture import Covariance, GaussianMixture
 from ingle.models.regression import LinearRegression, LogisticRegression
 from ingle.models.vae import VAE
@@ -61,6 +63,11 @@ def logistic_regression() -> ingle.Fit:
 def mixture(covariance: Covariance) -> ingle.Fit:
     model = GaussianMixture(2, covariance)
     return ingle.fit(model, GaussianMixtureGuide(model), old_faithful()[:40], steps=20)
+
+
+def hierarchical_vae(guide: Any) -> ingle.Fit:
+    model = HierarchicalVAE(6, (3, 2))
+    return ingle.fit(model, guide(model), (torch.rand(12, 6) > 0.5).float(), steps=20)
 
 
 def vae() -> ingle.Fit:
@@ -108,6 +115,8 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         {name: column[:60] for name, column in radon_action_data().items()},
         steps=20,
     ),
+    "hierarchical_vae: bottom-up": lambda: hierarchical_vae(HierarchicalVAEBottomUpGuide),
+    "hierarchical_vae: ladder": lambda: hierarchical_vae(HierarchicalVAELadderGuide),
     "mixture: diagonal": lambda: mixture("diagonal"),
     "mixture: spherical": lambda: mixture("spherical"),
     "mixture: full": lambda: mixture("full"),
@@ -122,6 +131,8 @@ LOCAL = {
     "factor_analysis: diagonal, a row",
     "hierarchical: eight_schools",
     "hierarchical: eight_schools_centred",
+    "hierarchical_vae: bottom-up",
+    "hierarchical_vae: ladder",
     "vae",
 }
 
@@ -177,4 +188,4 @@ def test_every_shipped_model_is_here() -> None:
         "networks",
     }
     assert {name.split(":")[0] for name in PAIRS} == files
-    assert {name.split(": ")[1] for name in PAIRS if name.startswith("hierarchical")} == set(hierarchical.__all__)
+    assert {name.split(": ")[1] for name in PAIRS if name.startswith("hierarchical:")} == set(hierarchical.__all__)
