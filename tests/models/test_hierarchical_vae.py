@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pyro.optim import ExponentialLR
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
@@ -21,6 +21,7 @@ from ingle.models.hierarchical_vae import ConditionalNormal, HierarchicalVAE
 from ingle.models.vae import VAE
 from ingle.objectives import STL_ELBO, Anneal, Trace_ELBO, TraceMeanField_ELBO
 
+ADAM = functools.partial(torch.optim.Adam, lr=2e-3)
 GUIDES = (HierarchicalVAEBottomUpGuide, HierarchicalVAELadderGuide)
 SCALES = torch.tensor([0.5, 0.9, 0.7]).double()  # of z1 given z2
 
@@ -310,3 +311,69 @@ def test_ladder_of_another_model_is_told() -> None:
     guide = HierarchicalVAELadderGuide(HierarchicalVAE(6, (3, 2)))
     with pytest.raises(ingle.IngleError, match="the guide was made for another HierarchicalVAE"):
         ingle.fit(HierarchicalVAE(6, (3, 2)), guide, torch.zeros(5, 6), steps=1)
+
+
+def held_out(
+    seen: Tensor, unseen: Tensor, latent_dims: tuple[int, ...], hidden: int, kind: Any, seed: int, **options: Any
+) -> tuple[int, ingle.Evidence]:
+    """Numbers that were trained, and the evidence of data that were not seen."""
+    torch.manual_seed(seed)
+    model = HierarchicalVAE(seen.shape[1], latent_dims, (hidden,), activation=options.pop("activation"))
+    guide, draws = kind(model), options.pop("draws")
+    warm_up = Trace_ELBO(kl_scale=Anneal(steps=options["steps"] // 2))
+    fit = ingle.fit(model, guide, seen, objective=warm_up, seed=seed, **options)
+    size = sum(parameter.numel() for module in (model, guide) for parameter in module.parameters())
+    with fit.active():
+        return size, ingle.log_evidence(model, guide, unseen.to(fit.device), num_samples=draws, per="data")
+
+
+def test_two_layers_beat_one_on_prototypes(where: dict[str, Any]) -> None:
+    """Ten patterns of 36 bits, one in twenty flipped: log p(x) is known, and two layers come nearer to it.
+
+    Over four seeds one layer lacks 1.7 nats a datum of it, and the ladder with as many numbers 0.9 to 1.2.
+    """
+    random = torch.Generator().manual_seed(7)
+    patterns = (torch.rand(10, 36, generator=random) > 0.5).float()
+    x = patterns[torch.randint(0, 10, (1_500,), generator=random)]
+    x = (x - (torch.rand(1_500, 36, generator=random) < 0.05).float()).abs()
+    unseen = x[500:]
+    away = (unseen.unsqueeze(1) - patterns).abs().sum(-1)
+    true = torch.logsumexp(away * np.log(0.05) + (36 - away) * np.log(0.95), 1) - np.log(10)
+
+    adam = functools.partial(torch.optim.Adam, lr=1e-2)
+    options = {"activation": "tanh", "steps": 600, "batch_size": {"data": 100}, "optim": adam, "compile": "off"}
+    log_p, bounds, sizes = [], [], []
+    for latent_dims, hidden, kind in (((4,), 24, GUIDES[0]), ((4, 2), 17, GUIDES[1])):
+        size, evidence = held_out(x[:500], unseen, latent_dims, hidden, kind, 0, draws=200, **options, **where)
+        assert evidence.pointwise is not None
+        log_p.append(evidence.pointwise.log_z)
+        bounds.append(evidence.pointwise.elbo)
+        sizes.append(size)
+    assert sizes[1] < sizes[0]
+    for better, worse in ((log_p[1], log_p[0]), (bounds[1], bounds[0]), (true.numpy(), log_p[1])):
+        gain = better - worse
+        assert gain.mean() > 5 * gain.std() / len(gain) ** 0.5
+
+
+@pytest.mark.long
+def test_two_layers_beat_one_on_held_out_digits(where: dict[str, Any]) -> None:
+    """Bound and log p(x) of 397 digits, in nats a digit: the same steps, minibatches and number of parameters."""
+    bits = torch.tensor(load_digits().data > 7.5, dtype=torch.float32)
+    order = torch.randperm(len(bits), generator=torch.Generator().manual_seed(1))
+    seen, unseen = bits[order[:1_400]], bits[order[1_400:]]
+    options = {"activation": "silu", "steps": 4_000, "batch_size": {"data": 128}, "optim": ADAM}
+    ways = {"one": ((8,), 80, GUIDES[0]), "bottom-up": ((8, 4), 64, GUIDES[0]), "ladder": ((8, 4), 52, GUIDES[1])}
+    bound: dict[str, list[float]] = {name: [] for name in ways}
+    log_p: dict[str, list[float]] = {name: [] for name in ways}
+    for name, way in ways.items():
+        for seed in range(3):
+            size, evidence = held_out(seen, unseen, *way, seed, draws=500, **options, **where)
+            assert evidence.pointwise is not None
+            assert size <= 12_400
+            bound[name].append(float(evidence.pointwise.elbo.mean()))
+            log_p[name].append(float(evidence.pointwise.log_z.mean()))
+        for what, found in (("ELBO", bound[name]), ("log p", log_p[name])):
+            print(f"{name:10} {what:6} {np.mean(found):.3f} sd {np.std(found, ddof=1):.3f}: {np.round(found, 3)}")
+    for name in ("bottom-up", "ladder"):
+        assert min(bound[name]) > max(bound["one"])
+        assert min(log_p[name]) > max(log_p["one"])
