@@ -53,12 +53,12 @@ def main() -> None:
     seen, held_out = order[:1_400], order[1_400:]
     first = [int(held_out[np.flatnonzero(digits.target[held_out] == digit)[0]]) for digit in range(SHOWN)]
 
-    two, ladder = (16, 8), HierarchicalVAELadderGuide
+    bottom_up, ladder = HierarchicalVAEBottomUpGuide, HierarchicalVAELadderGuide
     ways = {
-        "one layer": ((8,), (80,), HierarchicalVAEBottomUpGuide, True),
-        "two, bottom-up": (two, (52,), HierarchicalVAEBottomUpGuide, True),
-        "two, ladder": (two, (48,), ladder, True),
-        "ladder, no warm-up": (two, (48,), ladder, False),
+        "one layer": ((8,), (80,), bottom_up, True),
+        "two, bottom-up": ((8, 4), (64,), bottom_up, True),
+        "two, ladder": ((12, 4), (48,), ladder, True),
+        "ladder, no warm-up": ((12, 4), (48,), ladder, False),
     }
     found: dict[str, Trained] = {}
     for name, (latent_dims, hidden, kind, warm_up) in ways.items():
@@ -131,19 +131,19 @@ def draw_samples(fit: ingle.Fit, x: Tensor, path: Path) -> None:
     with fit.active():
         shown = x.to(fit.device, fit.dtype)
         top = guide.encode(shown)["z2"]
+        again = [model.redraw(top, 2) for _ in range(3)]
         rows = [
             ("held-out digits", shown),
             ("rebuilt from z1", guide.reconstruct(shown)),
-            ("rebuilt from z2, with z1 at its mean given z2", guide.reconstruct(shown, 2)),
-            ("z2 held, z1 drawn anew given z2, three times", model.redraw(top, 2)),
-            ("", model.redraw(top, 2)),
-            ("", model.redraw(top, 2)),
-            ("both drawn from the prior", model.generate(SHOWN)),
+            ("from z2 alone,\nz1 at its mean", guide.reconstruct(shown, 2)),
+            ("the same z2,", again[0]),
+            ("z1 drawn anew", again[1]),
+            ("", again[2]),
+            ("both drawn\nfrom the prior", model.generate(SHOWN)),
         ]
-    figure, axes = plt.subplots(len(rows), SHOWN, figsize=(7, 6), layout="constrained")
+    figure, axes = plt.subplots(len(rows), SHOWN, figsize=(7.5, 4.4), layout="constrained")
     for line, (title, images) in zip(axes, rows, strict=True):
-        if title:
-            line[0].set_title(title, loc="left", fontsize=10)
+        line[0].text(-0.25, 0.5, title, ha="right", va="center", transform=line[0].transAxes)
         for place, image in zip(line, images.cpu().numpy(), strict=True):
             place.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0.0, vmax=1.0)
             place.set_axis_off()

@@ -79,7 +79,9 @@ class _Guide(nn.Module):
     def kl(self, x: Tensor, num_samples: int = 10) -> tuple[Tensor, Tensor]:
         r"""What each layer costs in the ELBO: E_q[log q(z_l | …) - log p(z_l | z_{l+1})].
 
-        Summed over layers it is what the ELBO lacks of E_q[log p(x | z_1)].
+        Summed over layers it is what the ELBO lacks of E_q[log p(x | z_1)]. Where the guide draws the code above first,
+        as the ladder does, each term is the divergence between both distributions of z_l, by formula at the draws of
+        z_{l+1}. Going up it is so for the top layer alone, and the others are averages of draws, which can be negative.
 
         Args:
             x: data, shape (N, *data_shape).
@@ -154,7 +156,8 @@ class _Guide(nn.Module):
 class HierarchicalVAEBottomUpGuide(_Guide):
     """q(z_1 | x) q(z_2 | z_1) … q(z_L | z_{L-1}), each normal, by one network for each layer.
 
-    A layer above the first sees the data only through the draw below it.
+    A layer above the first sees the data only through the draw below it. Sites are drawn in another order than the
+    model's, so that `TraceMeanField_ELBO` is not for this guide.
 
     Args:
         model: the autoencoder that this is a guide for.
@@ -206,7 +209,9 @@ class HierarchicalVAELadderGuide(_Guide):
         q(z_l | z_{l+1}, x) proportional to Normal(loc_l(d_l), scale_l(d_l)) p(z_l | z_{l+1}),
 
     the last normal with the sum of both precisions. The model's own p(z_l | z_{l+1}) is part of the guide, so that a
-    layer on which the data say nothing follows the one above.
+    layer on which the data say nothing follows the one above. It draws in the model's order, and `TraceMeanField_ELBO`
+    takes its divergences by formula. Upper layers are shut early, before those below have anything to say, unless the
+    divergence comes in slowly: `Trace_ELBO(kl_scale=Anneal(steps=…))` over half of the steps.
 
     Args:
         model: the autoencoder that this is a guide for.

@@ -362,7 +362,7 @@ def test_two_layers_beat_one_on_held_out_digits(where: dict[str, Any]) -> None:
     order = torch.randperm(len(bits), generator=torch.Generator().manual_seed(1))
     seen, unseen = bits[order[:1_400]], bits[order[1_400:]]
     options = {"activation": "silu", "steps": 4_000, "batch_size": {"data": 128}, "optim": ADAM}
-    ways = {"one": ((8,), 80, GUIDES[0]), "bottom-up": ((8, 4), 64, GUIDES[0]), "ladder": ((8, 4), 52, GUIDES[1])}
+    ways = {"one": ((8,), 80, GUIDES[0]), "bottom-up": ((8, 4), 64, GUIDES[0]), "ladder": ((12, 4), 48, GUIDES[1])}
     bound: dict[str, list[float]] = {name: [] for name in ways}
     log_p: dict[str, list[float]] = {name: [] for name in ways}
     for name, way in ways.items():
