@@ -1,7 +1,7 @@
 """One layer of codes, or two: the bound on held-out digits, what each layer holds, and why the KL is warmed up.
 
 Each autoencoder takes the same steps on the same minibatches with about as many parameters. The last fit leaves the
-warm-up out: the divergence from the prior then shuts a layer before the layer below has anything to say to it.
+warm-up out: the divergence from the prior then shuts a layer before it has learned to tell the data apart.
 
 Run from anywhere: python examples/hierarchical_vae.py [--out out] [--smoke] [--device cuda]
 """
@@ -136,8 +136,8 @@ def draw_samples(fit: ingle.Fit, x: Tensor, path: Path) -> None:
             ("held-out digits", shown),
             ("rebuilt from z1", guide.reconstruct(shown)),
             ("from z2 alone,\nz1 at its mean", guide.reconstruct(shown, 2)),
-            ("the same z2,", again[0]),
-            ("z1 drawn anew", again[1]),
+            ("", again[0]),
+            ("z2 held, z1\ndrawn anew,\nthree times", again[1]),
             ("", again[2]),
             ("both drawn\nfrom the prior", model.generate(SHOWN)),
         ]

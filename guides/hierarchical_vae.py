@@ -150,7 +150,11 @@ class _Guide(nn.Module):
             self.walk(x[i], pyro.sample)
 
     def _flat(self, x: Tensor) -> Tensor:
-        return self.model.likelihood.as_input(x).flatten(-len(self.model.data_shape))
+        shape = self.model.data_shape
+        if x.shape[-len(shape) :] != torch.Size(shape):
+            told = ", ".join(map(str, shape))
+            raise ValueError(f"x must have shape (…, {told}), since data_shape is that; got {tuple(x.shape)}")
+        return self.model.likelihood.as_input(x).flatten(-len(shape))
 
 
 class HierarchicalVAEBottomUpGuide(_Guide):
@@ -210,8 +214,9 @@ class HierarchicalVAELadderGuide(_Guide):
 
     the last normal with the sum of both precisions. The model's own p(z_l | z_{l+1}) is part of the guide, so that a
     layer on which the data say nothing follows the one above. It draws in the model's order, and `TraceMeanField_ELBO`
-    takes its divergences by formula. Upper layers are shut early, before those below have anything to say, unless the
-    divergence comes in slowly: `Trace_ELBO(kl_scale=Anneal(steps=…))` over half of the steps.
+    takes its divergences by formula. A layer is easily shut before it has learned to tell the data
+    apart, q at p and no way back, unless the divergence comes in slowly: `Trace_ELBO(kl_scale=Anneal(steps=…))` over
+    half of the steps.
 
     Args:
         model: the autoencoder that this is a guide for.

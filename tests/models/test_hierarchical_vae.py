@@ -293,6 +293,8 @@ def test_data_and_guides_that_do_not_belong_are_told(kind: Any) -> None:
         guide.kl(x, 1)
     with pytest.raises(ValueError, match="layer must be from 1"):
         guide.reconstruct(x, 3)
+    with pytest.raises(ValueError, match=r"x must have shape \(…, 8, 8\), since data_shape is that; got \(5, 64\)"):
+        guide.encode(x.reshape(5, 64))
     for strange, told in (
         (torch.zeros(5, 8, 9), r"x must have shape \(N, 8, 8\)"),
         (torch.zeros(5, 64), r"give x.reshape\(-1, 8, 8\)"),
