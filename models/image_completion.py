@@ -65,7 +65,8 @@ class ImageCompletion(nn.Module):
         pyro.module("decoder", self.vae.decoder)
         with pyro.plate("data", len(x)) as i:
             z = pyro.sample("z", self.vae.prior())
-            pyro.sample("x", self.emission(z, seen[i]), obs=self.vae.likelihood.as_observed(torch.where(seen[i], x[i], 0)))
+            known = self.vae.likelihood.as_observed(torch.where(seen[i], x[i], 0))
+            pyro.sample("x", self.emission(z, seen[i]), obs=known)
 
     def emission(self, z: Tensor, which: Tensor) -> dist.TorchDistribution:
         """The distribution of data given codes, whose density is that of some of the pixels alone.

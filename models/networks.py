@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Activation", "Architecture", "decoder", "encoder", "mlp"]
+__all__ = ["Activation", "Architecture", "decoder", "encoder", "features", "mlp"]
 
 Activation = Literal["softplus", "tanh", "relu", "silu"]
 Architecture = Literal["mlp", "convolutional"]
@@ -34,12 +34,26 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Activation
     Raises:
         ValueError: another activation, or a width below 1.
     """
+    return features(inputs, hidden, activation).append(nn.Linear([inputs, *hidden][-1], outputs))
+
+
+def features(inputs: int, hidden: Sequence[int], activation: Activation = "softplus") -> nn.Sequential:
+    """The hidden layers of a perceptron without its last map; what comes in goes out where `hidden` is empty.
+
+    Args:
+        inputs: numbers that come in.
+        hidden: widths of the layers, each followed by the activation.
+        activation: "softplus", "tanh", "relu" or "silu".
+
+    Raises:
+        ValueError: another activation, or a width below 1.
+    """
     _check("hidden", hidden, activation)
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(inputs, width), _ACTIVATIONS[activation]()]
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+    return nn.Sequential(*layers)
 
 
 def encoder(

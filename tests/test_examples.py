@@ -39,6 +39,7 @@ WRITES = {
         "hierarchical_slopes.png",
         "hierarchical_uranium.png",
     ],
+    "hierarchical_vae.py": ["hierarchical_vae_samples.png", "hierarchical_vae_training.png"],
     "image_completion.py": ["image_completion.png"],
     "mixture.py": ["mixture.png", "mixture_evidence.png"],
     "mnist.py": ["mnist_images.png", "mnist_nll.png"],

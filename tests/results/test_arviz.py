@@ -19,6 +19,7 @@ from ingle.guides.bayesian_neural_network import BayesianNeuralNetworkGuide
 from ingle.guides.coin import CoinGuide
 from ingle.guides.diffusion import DiffusionGuide
 from ingle.guides.factor_analysis import FactorAnalysisExactGuide, FactorAnalysisGuide, FactorAnalysisRowGuide
+from ingle.guides.hierarchical_vae import HierarchicalVAEBottomUpGuide, HierarchicalVAELadderGuide
 from ingle.guides.image_completion import ImageCompletionGuide
 from ingle.guides.mixture import GaussianMixtureGuide
 from ingle.guides.regression import LinearRegressionGuide, LogisticRegressionGuide
@@ -28,6 +29,7 @@ from ingle.models.bayesian_neural_network import BayesianNeuralNetwork
 from ingle.models.coin import Coin
 from ingle.models.diffusion import Diffusion
 from ingle.models.factor_analysis import FactorAnalysis
+from ingle.models.hierarchical_vae import HierarchicalVAE
 from ingle.models.image_completion import ImageCompletion
 from ingle.models.mixture import Covariance, GaussianMixture
 from ingle.models.regression import LinearRegression, LogisticRegression
@@ -77,6 +79,11 @@ def logistic_regression() -> ingle.Fit:
 def mixture(covariance: Covariance) -> ingle.Fit:
     model = GaussianMixture(2, covariance)
     return ingle.fit(model, GaussianMixtureGuide(model), old_faithful()[:40], steps=20)
+
+
+def hierarchical_vae(guide: Any) -> ingle.Fit:
+    model = HierarchicalVAE(6, (3, 2))
+    return ingle.fit(model, guide(model), (torch.rand(12, 6) > 0.5).float(), steps=20)
 
 
 def vae() -> ingle.Fit:
@@ -130,6 +137,8 @@ PAIRS: dict[str, Callable[[], ingle.Fit]] = {
         {name: column[:60] for name, column in radon_action_data().items()},
         steps=20,
     ),
+    "hierarchical_vae: bottom-up": lambda: hierarchical_vae(HierarchicalVAEBottomUpGuide),
+    "hierarchical_vae: ladder": lambda: hierarchical_vae(HierarchicalVAELadderGuide),
     "image_completion": image_completion,
     "mixture: diagonal": lambda: mixture("diagonal"),
     "mixture: spherical": lambda: mixture("spherical"),
@@ -147,6 +156,8 @@ LOCAL = {
     "factor_analysis: diagonal, a row",
     "hierarchical: eight_schools",
     "hierarchical: eight_schools_centred",
+    "hierarchical_vae: bottom-up",
+    "hierarchical_vae: ladder",
     "image_completion",
     "vae",
     "vae: convolutional, categorical, mixture prior, labels",
@@ -204,4 +215,4 @@ def test_every_shipped_model_is_here() -> None:
         "networks",
     }
     assert {name.split(":")[0] for name in PAIRS} == files
-    assert {name.split(": ")[1] for name in PAIRS if name.startswith("hierarchical")} == set(hierarchical.__all__)
+    assert {name.split(": ")[1] for name in PAIRS if name.startswith("hierarchical:")} == set(hierarchical.__all__)
