@@ -79,7 +79,8 @@ class ImageCompletion(nn.Module):
             Batch shape (…), event shape `data_shape`; draws are of all pixels.
         """
         whole: Any = self.vae.emission(z)
-        return _SomePixels(whole.base_dist, which, len(self.vae.data_shape))
+        some: dist.TorchDistribution = whole.base_dist.mask(which).to_event(len(self.vae.data_shape))
+        return some
 
     def mask_of(self, x: Tensor, seen: Tensor) -> Tensor:
         """The mask of each image, once mask and data were checked; values are looked at where Pyro's validation is on.
@@ -127,24 +128,3 @@ class ImageCompletion(nn.Module):
                 f"the first at {strange.nonzero()[0].tolist()}: mark them as missing, seen & x.isfinite()"
             )
         self.vae.likelihood.check(known, self.vae.data_shape)
-
-
-class _SomePixels(dist.Independent):
-    """Independent pixels, some of which count for nothing in the density.
-
-    What `.mask(which).to_event(dims)` is too, whose mask has another shape than the batch, which not all that asks a
-    site for its mask expects.
-    """
-
-    def __init__(self, pixels: Any, which: Tensor, dims: int) -> None:
-        super().__init__(pixels, dims)
-        self.which = which
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _SomePixels:
-        dims = self.reinterpreted_batch_ndims
-        return _SomePixels(self.base_dist.expand(torch.Size(batch_shape) + self.event_shape), self.which, dims)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        each = self.base_dist.log_prob(value)
-        dims = self.reinterpreted_batch_ndims
-        return torch.where(self.which, each, torch.zeros_like(each)).flatten(-dims).sum(-1)

@@ -230,7 +230,11 @@ def test_lower_layers_drawn_under_one_that_is_held(device: torch.device) -> None
     assert fresh.T.cov() == pytest.approx(found.covariance_matrix - torch.eye(5), rel=0.1, abs=0.3)
 
 
-@pytest.mark.parametrize(("kind", "compile"), [(GUIDES[0], "off"), (GUIDES[1], "full")])
+@pytest.mark.parametrize(("kind", "compile"), [
+    (GUIDES[0], "off"),
+    (GUIDES[1], "off"),
+    pytest.param(GUIDES[1], "full", marks=pytest.mark.long),
+])  # fmt: skip
 def test_minibatches_with_warm_up(kind: Any, compile: Any, where: dict[str, Any]) -> None:
     x = (torch.rand(60, 6) > 0.5).float()
     torch.manual_seed(0)

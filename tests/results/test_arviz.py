@@ -182,7 +182,8 @@ def test_arviz_takes_every_pair(name: str, tmp_path: Path) -> None:
     fit = PAIRS[name]()
     data, again = (exported(fit, seed, warns=name in LOCAL) for seed in (0, 1))
     assert all(hasattr(data, group) for group in GROUPS)
-    assert all(np.isfinite(data[group][site]).all() for group in GROUPS for site in data[group].data_vars)
+    whole = [group for group in GROUPS if not (name == "image_completion" and group == "observed_data")]
+    assert all(np.isfinite(data[group][site]).all() for group in whole for site in data[group].data_vars)
     latent = next(iter(data.posterior.data_vars))
     (observed,) = data.observed_data.data_vars
     with warnings.catch_warnings():

@@ -97,6 +97,25 @@ def test_masked_data_have_no_log_likelihood() -> None:
     assert set(data.constant_data.data_vars) == {"seen"}
 
 
+def test_a_mask_inside_of_an_event_hides_single_numbers() -> None:
+    """As many rows as columns, which must not be taken for each other."""
+
+    def masked(y: Tensor, seen: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0).expand([3, 3]).mask(seen).to_event(1), obs=y)
+
+    y = Y[:3, None] + torch.arange(3.0)
+    seen = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+    fit = ingle.fit(masked, "normal", {"y": y, "seen": seen}, steps=2)
+    with pytest.warns(ingle.IngleWarning, match="1 of 3 data of 'y' are masked"):
+        data = fit.to_arviz(5)
+    np.testing.assert_array_equal(np.isfinite(data.observed_data["y"].to_numpy()), seen)
+    mu = data.posterior["mu"].to_numpy()[..., None, None]
+    each = -0.5 * (y.numpy() - mu) ** 2 - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(data.log_likelihood["y"], np.where(seen, each, 0).sum(-1), rtol=1e-5)
+
+
 def test_missing_data_by_obs_mask_are_no_local_latent() -> None:
     def partly(y: Tensor, seen: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 2.0))

@@ -65,24 +65,30 @@ def local_latents(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tu
 
 
 def masked_rows(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """For each observed site that a mask hides data of, how many of how many."""
+    """For each observed site that a mask hides data of, how many of how many; a datum is hidden where all of it is."""
     trace, found = first_run(program, drawn), {}
     for site in observed_sites(program):
         node = trace.nodes[site.name]
-        seen = _seen(node, torch.broadcast_shapes(node["fn"].batch_shape, _batch_shape(node)))
-        if seen is not None and not bool(seen.all()):
-            found[site.name] = (int((~seen).sum()), seen.numel())
+        seen = _seen(node)
+        if seen is None:
+            continue
+        batch = torch.broadcast_shapes(node["fn"].batch_shape, _batch_shape(node))
+        event_dim = len(node["fn"].event_shape)
+        rows = (seen.flatten(-event_dim).any(-1) if event_dim else seen).expand(batch)
+        if not bool(rows.all()):
+            found[site.name] = (int((~rows).sum()), rows.numel())
     return found
 
 
 def with_gaps(node: Any) -> Tensor:
     """The observed value, NaN where a mask hides a real number."""
     value: Tensor = node["value"]
-    batch = _batch_shape(node)
-    seen = _seen(node, batch)
-    if seen is None or not value.is_floating_point() or seen.shape != batch:
+    seen = _seen(node)
+    if seen is None or not value.is_floating_point():
         return value
-    return torch.where(seen.reshape(seen.shape + (1,) * (value.dim() - len(batch))), value, torch.nan)
+    if torch.broadcast_shapes(seen.shape, value.shape) != value.shape:  # a value that is repeated along a plate
+        return value
+    return torch.where(seen, value, torch.nan)
 
 
 def _batch_shape(node: Any) -> torch.Size:
@@ -91,16 +97,21 @@ def _batch_shape(node: Any) -> torch.Size:
     return value.shape[: value.dim() - len(node["fn"].event_shape)]
 
 
-def _seen(node: Any, shape: torch.Size) -> Tensor | None:
-    """Which data no mask hides, in the batch shape; None where there is no mask."""
-    masks = [node["mask"], *(getattr(layer, "_mask", None) for layer in layers(node["fn"]))]
-    given = [torch.as_tensor(mask) for mask in masks if mask is not None]
-    if not given:
-        return None
-    seen = torch.ones(shape, dtype=torch.bool)
-    for mask in given:
-        seen = seen & mask
-    return seen
+def _seen(node: Any) -> Tensor | None:
+    """Which numbers no mask hides, as they broadcast against the value; None where there is no mask.
+
+    A mask has the batch shape of the layer that it is on, behind which are the dimensions of that layer's event: of
+    `dist.Normal(loc, 1.0).mask(seen).to_event(1)` it hides single numbers, of `.to_event(1).mask(seen)` whole rows.
+    """
+    masks = [(node["mask"], len(node["fn"].event_shape))]
+    masks += [(getattr(layer, "_mask", None), len(layer.event_shape)) for layer in layers(node["fn"])]
+    seen: Tensor | None = None
+    for mask, event_dim in masks:
+        if mask is not None:
+            each = torch.as_tensor(mask)
+            each = each.reshape(each.shape + (1,) * event_dim)
+            seen = each if seen is None else seen & each
+    return None if seen is None else seen.expand(torch.broadcast_shapes(seen.shape, (1,) * node["value"].dim()))
 
 
 def first_run(program: Program, drawn: Mapping[str, Tensor]) -> Any:
