@@ -61,7 +61,8 @@ def main() -> None:
     draw_plane(model, held[:1_000].to(**here), options.out / "diffusion.png")
 
     levels = torch.tensor(load_digits().data)
-    pixels = 2.0 * (levels + torch.rand_like(levels)) / LEVELS - 1.0  # spread over their level, from -1 to 1
+    # Each pixel is spread over its level once, so that the fit may learn the very numbers: held out it tells.
+    pixels = 2.0 * (levels + torch.rand_like(levels)) / LEVELS - 1.0  # from -1 to 1
     shuffled = torch.randperm(len(pixels))
     seen, unseen = shuffled[:1_536], shuffled[1_536:]
     model = Diffusion(64, num_steps=20 if options.smoke else 500, hidden=(512, 512))

@@ -114,7 +114,8 @@ def codes_of(fit: ingle.Fit, bits: torch.Tensor, target: np.ndarray) -> torch.Te
 def active(fit: ingle.Fit, bits: torch.Tensor, target: np.ndarray) -> int:
     """Numbers of the code that move with the images."""
     label = torch.tensor(target, device=fit.device) if fit.model.num_labels else None
-    return int((fit.guide.activity(bits.to(fit.device, fit.dtype), label) > 0.01).sum())
+    with fit.active():
+        return int((fit.guide.activity(bits.to(fit.device, fit.dtype), label) > 0.01).sum())
 
 
 def probe(fit: ingle.Fit, bits: torch.Tensor, target: np.ndarray, train: slice, test: slice) -> str:

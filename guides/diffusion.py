@@ -60,14 +60,26 @@ class DiffusionGuide:
 
         Returns:
             x_0 = x, x_1, …, x_T: shape (T + 1, N, *data_shape).
+
+        Raises:
+            ValueError: as from the model.
         """
+        self.model.check(x)
         found = [x]
         for beta in self.model.beta[1:].to(x):
             found.append((1.0 - beta).sqrt() * found[-1] + beta.sqrt() * torch.randn_like(x))
         return torch.stack(found)
 
     def prior_term(self, x: Tensor) -> Tensor:
-        """KL(q(x_T | x) || p(x_T)) of each datum, in nats, shape (N,): what the noise still tells of the data."""
+        """KL(q(x_T | x) || p(x_T)) of each datum, in nats, shape (N,): what the noise still tells of the data.
+
+        Args:
+            x: data, shape (N, *data_shape).
+
+        Raises:
+            ValueError: as from the model.
+        """
+        self.model.check(x)
         return kl_divergence(self.model.noised(x, self.model.at(self.model.num_steps, x)), self.model.prior())
 
     def step_terms(self, x: Tensor) -> Tensor:
@@ -108,8 +120,10 @@ class DiffusionGuide:
             x: data, shape (N, *data_shape), N of 2 or more, in the dtype and on the device of the denoiser.
 
         Raises:
-            ValueError: as from the model.
+            ValueError: as from the model, or a single datum.
         """
+        if len(x) < 2:
+            raise ValueError(f"a standard error over data wants 2 or more of them, got {len(x)}")
         costs = (self.step_terms(x).sum(0) + self.prior_term(x)) / (x[0].numel() * math.log(2.0))
         return float(costs.mean()), float(costs.std()) / math.sqrt(len(x))
 

@@ -91,10 +91,11 @@ class _Guide(nn.Module):
             In nats a datum, nearest the data first, and the standard error over draws for these data; shapes (L,).
 
         Raises:
-            ValueError: fewer than 2 draws.
+            ValueError: fewer than 2 draws, or data of another shape or outside the likelihood's support.
         """
         if num_samples < 2:
             raise ValueError(f"num_samples must be 2 or more for a standard error, got {num_samples}")
+        self.model.likelihood.check(x, self.model.data_shape)
         with torch.no_grad():
             drawn = self._divergences(x.expand(num_samples, *x.shape))
             error = (drawn.var(0).sum(0) / num_samples).sqrt() / len(x)
@@ -113,9 +114,15 @@ class _Guide(nn.Module):
         Returns:
             For each layer, nearest the data first, shape (K_l,).
 
+        Raises:
+            ValueError: fewer than 2 data, no draw, or data of another shape or outside the likelihood's support.
+
         References:
             Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, section 5.2.
         """
+        self.model.likelihood.check(x, self.model.data_shape)
+        if len(x) < 2 or num_samples < 1:
+            raise ValueError(f"a variance over data wants 2 or more of them and a draw, got {len(x)} and {num_samples}")
         found = []
         codes = self.encode(x.expand(2, num_samples, *x.shape), draw=True)
         for layer in range(1, self.model.layers + 1):
@@ -150,11 +157,8 @@ class _Guide(nn.Module):
             self.walk(x[i], pyro.sample)
 
     def _flat(self, x: Tensor) -> Tensor:
-        shape = self.model.data_shape
-        if x.shape[-len(shape) :] != torch.Size(shape):
-            told = ", ".join(map(str, shape))
-            raise ValueError(f"x must have shape (…, {told}), since data_shape is that; got {tuple(x.shape)}")
-        return self.model.likelihood.as_input(x).flatten(-len(shape))
+        self.model.likelihood.check_each(x, self.model.data_shape)
+        return self.model.likelihood.as_input(x).flatten(-len(self.model.data_shape))
 
 
 class HierarchicalVAEBottomUpGuide(_Guide):

@@ -234,6 +234,7 @@ class ImageCompletionGuide(nn.Module):
 
     def _weighed(self, x: Tensor, seen: Tensor, num_samples: int, refine: int) -> tuple[Tensor, Tensor]:
         """Codes from the guide, shape (num_samples, N, K), and log p(seen, z) - log q(z), (num_samples, N), float64."""
+        self.model.vae.check_fitted("scale", "prior_weights")
         with torch.no_grad():
             amortised: Any = self._code(x, seen)
         sources = [(amortised, num_samples)]

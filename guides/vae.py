@@ -30,6 +30,8 @@ class VAEGuide(nn.Module):
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
+        if not isinstance(model, VAE):
+            raise ValueError(f"VAEGuide is a guide of VAE, got {type(model).__name__}")
         self._model = (model,)  # in a tuple, so that the decoder is no part of the guide
         self.encoder = encoder(
             model.data_shape,
@@ -70,7 +72,11 @@ class VAEGuide(nn.Module):
 
         Returns:
             Batch shape (…), event shape (K,).
+
+        Raises:
+            ValueError: as from the model.
         """
+        self.model.likelihood.check_each(x, self.model.data_shape)
         self.model.check_labels(label, *x.shape[: -len(self.model.data_shape)])
         seen = self.model.likelihood.as_input(x)
         told = self.encoder(seen) if label is None else self.encoder(seen, self.model.one_hot(label))
@@ -92,7 +98,7 @@ class VAEGuide(nn.Module):
             return self.model.decode(self.encode(x, label).mean, label)
 
     def activity(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """How much each number of the code moves with the data: the variance over data of its mean.
+        """How much each number of the code moves with the data: the variance over data of its mean, over the prior's.
 
         A number whose activity is below 0.01 is inactive: the guide leaves it at the prior, and the decoder learned to
         do without. `int((guide.activity(x) > 0.01).sum())` counts the active ones.
@@ -104,8 +110,16 @@ class VAEGuide(nn.Module):
         Returns:
             Shape (K,), in the units of the prior's variance.
 
+        Raises:
+            ValueError: a single datum, as from the model, or a mixture as the prior outside of `with fit.active():`.
+
         References:
             Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, section 5.2.
         """
+        self.model.likelihood.check(x, self.model.data_shape)
+        if len(x) < 2:
+            raise ValueError(f"a variance over data wants 2 or more of them, got {len(x)}")
+        self.model.check_fitted("prior_weights")
         with torch.no_grad():
-            return self.encode(x, label).mean.var(0)
+            mean = self.encode(x, label).mean
+            return mean.var(0) / self.model.prior().variance.to(mean)

@@ -124,7 +124,12 @@ class Diffusion(nn.Module):
                 z = pyro.sample("x" if observed else f"x_{t - 1}", step, obs=x[i] if observed else None)
 
     def check(self, x: Tensor) -> None:
-        """Raises ValueError for data of another shape, and, where Pyro's validation is on, NaN or infinite ones."""
+        """Raises ValueError for data of another shape or kind, and, where Pyro validates, for NaN or infinite ones."""
+        if not x.is_floating_point():
+            raise ValueError(
+                f"x must be floating, since it is given a density, got {x.dtype}: for pixels k of K levels give "
+                "2 (k + u) / K - 1 with u uniform from 0 to 1"
+            )
         Likelihood("normal").check(x, self.data_shape)
 
     def at(self, t: int, z: Tensor) -> Tensor:
@@ -353,9 +358,10 @@ class GaussianDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Noisy data, shape (…, D), and steps of shape (…) give the expected noise, shape (…, D)."""
-        kept, noise = self.alpha_bar[t].unsqueeze(-1), self.noise_var[t].unsqueeze(-1)
-        along = (x - kept.sqrt() * self.loc) @ self.axes
-        return noise.sqrt() * (along / (kept * self.variances + noise)) @ self.axes.T
+        kept, noise = self.alpha_bar[t].unsqueeze(-1).to(x), self.noise_var[t].unsqueeze(-1).to(x)
+        loc, variances, axes = self.loc.to(x), self.variances.to(x), self.axes.to(x)
+        along = (x - kept.sqrt() * loc) @ axes
+        return noise.sqrt() * (along / (kept * variances + noise)) @ axes.T
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

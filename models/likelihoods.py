@@ -106,8 +106,15 @@ class Likelihood:
         Raises:
             ValueError: another shape, missing values, or values outside the support, with the likelihood that fits.
         """
-        if x.shape[1:] != torch.Size(shape) or x.dim() != 1 + len(shape):
+        if x.dim() != 1 + len(shape) or x.shape[1:] != torch.Size(shape):
             raise ValueError(_other_shape(x, tuple(shape)))
+        self.check_each(x, shape)
+
+    def check_each(self, x: Tensor, shape: Sequence[int]) -> None:
+        """The same where any batch dimensions may come before: data of shape (…, *shape)."""
+        if x.shape[max(x.dim() - len(shape), 0) :] != torch.Size(shape):
+            told = ", ".join(map(str, shape))
+            raise ValueError(f"x must have shape (…, {told}), since data_shape is that; got {tuple(x.shape)}")
         if is_validation_enabled():
             self._check_values(x if x.is_floating_point() else x.long())  # bytes do not hold 256 levels
 

@@ -200,5 +200,7 @@ def _convolutional(architecture: str, shape: Sequence[int], hidden: Sequence[int
 def _check(name: str, widths: Sequence[int], activation: str) -> None:
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, _ACTIVATIONS))}, got {activation!r}")
+    if isinstance(widths, int):
+        raise ValueError(f"{name} must be a sequence, as in ({widths},), got {widths}")
     if any(isinstance(width, bool) or not isinstance(width, int) or width < 1 for width in widths):
         raise ValueError(f"{name} must be whole numbers of 1 or more, got {tuple(widths)}")

@@ -75,17 +75,18 @@ class VAE(nn.Module):
         _at_least_one("components", components)
         if num_labels < 0 or num_labels == 1:
             raise ValueError(f"num_labels must be 2 or more, or 0 for a model without labels, got {num_labels}")
-        self.latent_dim, self.hidden, self.components = latent_dim, tuple(hidden), components
+        self.latent_dim, self.components = latent_dim, components
         self.architecture, self.activation, self.num_labels = architecture, activation, num_labels
         self.likelihood = Likelihood(likelihood, levels)
         self.decoder = decoder(
             latent_dim + num_labels,
             self.data_shape,
-            self.hidden,
+            hidden,
             architecture=architecture,
             activation=activation,
             each=self.likelihood.outputs,
         )
+        self.hidden = tuple(hidden)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> None:
         """One run of the model.
@@ -144,6 +145,8 @@ class VAE(nn.Module):
         Returns:
             Shape (…, *data_shape).
         """
+        if z.dim() == 0 or z.shape[-1] != self.latent_dim:
+            raise ValueError(f"codes must have shape (…, {self.latent_dim}), got {tuple(z.shape)}")
         self.check_labels(label, *z.shape[:-1])
         with torch.no_grad():
             return self.likelihood.mean(self._out(z, label), len(self.data_shape))
@@ -161,8 +164,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: a mixture as the prior, outside of `with fit.active():`.
         """
-        if self.components > 1 and "prior_weights" not in pyro.get_param_store():
-            raise ValueError("the mixture of the prior is not in Pyro's store: call it inside `with fit.active():`")
+        self.check_fitted("prior_weights")
         like = next(self.decoder.parameters())
         with torch.no_grad():
             return self.decode(self.prior().sample((num,)).to(like), label)
@@ -177,7 +179,16 @@ class VAE(nn.Module):
 
         Returns:
             Shape (num, …, *data_shape).
+
+        Raises:
+            ValueError: codes of two shapes, or fewer than 2 points.
         """
+        if start.shape != end.shape or num < 2:
+            raise ValueError(
+                f"start and end must have one shape, and num be 2 or more; got {tuple(start.shape)}, "
+                f"{tuple(end.shape)} and {num}"
+            )
+        self.check_labels(label, *start.shape[:-1])
         share = torch.linspace(0.0, 1.0, num).to(start).reshape(num, *[1] * start.dim())
         codes = start + share * (end - start)
         return self.decode(codes, None if label is None else label.expand(codes.shape[:-1]))
@@ -188,7 +199,7 @@ class VAE(nn.Module):
         Args:
             z: codes, shape (…, K).
             dim: which number of the code.
-            values: shape (V,), in the units of the prior's sd.
+            values: shape (V,), on the code's own scale: sds of the prior, where that is no mixture.
             label: integers, shape (…), of a model with labels.
 
         Returns:
@@ -199,9 +210,23 @@ class VAE(nn.Module):
         """
         if not -self.latent_dim <= dim < self.latent_dim:
             raise ValueError(f"dim must be one of the code's {self.latent_dim} dimensions, from 0, got {dim}")
+        self.check_labels(label, *z.shape[:-1])
         codes = z.expand(len(values), *z.shape).clone()
         codes[..., dim] = values.to(z).reshape(-1, *[1] * (z.dim() - 1))
         return self.decode(codes, None if label is None else label.expand(codes.shape[:-1]))
+
+    def check_fitted(self, *names: str) -> None:
+        """Raises ValueError where parameters of this model are not in Pyro's store, which would make them up.
+
+        Args:
+            names: some of "scale", which likelihood "normal" has, and "prior_weights", which a mixture has.
+        """
+        has = {"scale": self.likelihood.kind == "normal", "prior_weights": self.components > 1}
+        missing = [name for name in names if has[name] and name not in pyro.get_param_store()]
+        if missing:
+            raise ValueError(
+                f"there is no fitted {' and no '.join(missing)} in Pyro's store: call it inside `with fit.active():`"
+            )
 
     def check_labels(self, label: Tensor | None, *batch: int) -> None:
         """Raises ValueError for labels that are missing, too many, of a shape that is not `batch`, or of no class."""

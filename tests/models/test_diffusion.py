@@ -351,6 +351,16 @@ class Half(nn.Module):
         return self.factor[t][..., None] * x
 
 
+def test_the_best_linear_denoiser_takes_the_dtype_of_data() -> None:
+    model = Diffusion(2, 4)
+    model.denoiser = GaussianDenoiser(model, torch.zeros(2), 2.0 * torch.eye(2))
+    guide, x = DiffusionGuide(model), torch.randn(10, 2)
+    torch.manual_seed(0)
+    single = guide.step_terms(x)
+    assert single.dtype == torch.float32
+    assert guide.step_terms(x.double()).dtype == DOUBLE
+
+
 def test_a_network_of_ones_own(where: dict[str, Any]) -> None:
     """It starts at its best, with the exact bound."""
     model = Diffusion(2, 3)
@@ -388,6 +398,7 @@ def test_bad_options_are_refused(options: dict[str, Any], told: str) -> None:
     [
         (torch.randn(5, 3), r"x must have shape \(N, 2\).*got \(5, 3\)"),
         (torch.randn(2), r"for one datum give x\[None\]"),
+        (torch.randint(9, (5, 2)), r"x must be floating, .* got torch.int64: .* 2 \(k \+ u\) / K - 1"),
         (torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), r"1 of the 4 values in x are NaN or infinite.*\[1, 0\]"),
     ],
 )
@@ -396,5 +407,9 @@ def test_bad_data_are_refused(x: Tensor, told: str) -> None:
     for program, guide in pairs(model):
         with pytest.raises(ingle.ProgramError, match=told):
             ingle.fit(program, guide, x, steps=2)
-    with pytest.raises(ValueError, match=told):
-        DiffusionGuide(model).step_terms(x)
+    guide = DiffusionGuide(model)
+    for ask in (guide.step_terms, guide.prior_term, guide.path, guide.bits_per_dim):
+        with pytest.raises(ValueError, match=told):
+            ask(x)
+    with pytest.raises(ValueError, match="2 or more of them, got 1"):
+        guide.bits_per_dim(torch.zeros(1, 2))

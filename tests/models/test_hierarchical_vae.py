@@ -297,6 +297,13 @@ def test_data_and_guides_that_do_not_belong_are_told(kind: Any) -> None:
         guide.kl(x, 1)
     with pytest.raises(ValueError, match="layer must be from 1"):
         guide.reconstruct(x, 3)
+    for ask in (guide.kl, guide.activity):
+        with pytest.raises(ValueError, match=r"for one datum give x\[None\]"):
+            ask(x[0])
+    with pytest.raises(ValueError, match="2 or more of them and a draw, got 1 and 10"):
+        guide.activity(x[:1])
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        guide.encode(x - 1)
     with pytest.raises(ValueError, match=r"x must have shape \(…, 8, 8\), since data_shape is that; got \(5, 64\)"):
         guide.encode(x.reshape(5, 64))
     for strange, told in (

@@ -408,3 +408,17 @@ def test_bad_input_is_refused_in_words() -> None:
         guide.complete(x, seen, num_samples=0)
     with pytest.raises(ValueError, match="conditional on 3"):
         ImageCompletion(VAE(4, 2, num_labels=3))
+
+
+def test_a_scale_that_is_not_fitted_is_not_made_up(where: dict[str, Any]) -> None:
+    model = ImageCompletion(VAE(4, 2, likelihood="normal"))
+    guide = ImageCompletionGuide(model)
+    x, seen = torch.randn(5, 4), torch.tensor([True, True, False, True])
+    fit = ingle.fit(model, guide, (x, seen), steps=2, compile="off", **where)
+    x, seen = x.to(fit.device, fit.dtype), seen.to(fit.device)
+    for ask in (guide.complete, guide.log_missing, guide.score):
+        with pytest.raises(ValueError, match=r"no fitted scale in Pyro's store: .* inside `with fit.active\(\):`"):
+            ask(x, seen)
+        with fit.active():
+            ask(x, seen)
+    assert "scale" not in pyro.get_param_store()

@@ -280,6 +280,7 @@ def test_data_that_do_not_fit_are_refused_in_words(settings: dict[str, Any], dat
     ({"components": 0}, "components must be 1 or more, got 0"),
     ({"num_labels": 1}, "num_labels must be 2 or more, or 0"),
     ({"levels": 1}, "levels must be a whole number of 2 or more, got 1"),
+    ({"hidden": 8}, r"hidden must be a sequence, as in \(8,\), got 8"),
     ({"hidden": (8, 0)}, r"hidden must be whole numbers of 1 or more, got \(8, 0\)"),
     ({"activation": "gelu"}, "activation must be one of 'softplus', 'tanh', 'relu', 'silu', got 'gelu'"),
     ({"architecture": "transformer"}, "'mlp' or 'convolutional', got 'transformer'"),
@@ -310,12 +311,33 @@ def test_images_may_be_bytes_or_booleans(kind: Kind, x: Tensor, where: dict[str,
 def test_a_mixture_prior_is_drawn_from_inside_its_fit(where: dict[str, Any]) -> None:
     model = VAE(6, 2, (3,), components=2)
     fit = ingle.fit(model, VAEGuide(model), X, steps=2, compile="off", **where)
-    with pytest.raises(ValueError, match=r"inside `with fit.active\(\):`"):
-        model.generate(3)
+    guide, x = fit.guide, X.to(fit.device, fit.dtype)
+    for asked in (lambda: model.generate(3), lambda: guide.activity(x)):
+        with pytest.raises(
+            ValueError, match=r"no fitted prior_weights in Pyro's store: .* inside `with fit.active\(\):`"
+        ):
+            asked()
     with fit.active():
         assert model.generate(3).shape == (3, 6)
+        wanted = guide.encode(x).mean.var(0) / model.prior().variance
+        torch.testing.assert_close(guide.activity(x), wanted)
 
 
-def test_no_such_number_of_a_code() -> None:
-    with pytest.raises(ValueError, match="one of the code's 2 dimensions, from 0, got 2"):
-        VAE(4).traverse(torch.zeros(2), 2, torch.zeros(3))
+def test_codes_and_data_that_do_not_fit_are_refused_by_the_methods() -> None:
+    model = VAE((3, 2), num_labels=2)
+    guide, code, x = VAEGuide(model), torch.zeros(5, 2), torch.zeros(5, 3, 2)
+    asked: dict[str, Any] = {
+        "one of the code's 2 dimensions, from 0, got 2": lambda: model.traverse(code, 2, torch.zeros(3)),
+        r"codes must have shape \(…, 2\), got \(5, 3\)": lambda: model.decode(torch.zeros(5, 3)),
+        r"one shape, and num be 2 or more; got \(5, 2\), \(2,\) and 10": lambda: model.interpolate(code, code[0]),
+        r"\(5, 2\), \(5, 2\) and 1": lambda: model.interpolate(code, code, 1),
+        r"from 0 to 1 of shape \(5,\)": lambda: model.interpolate(code, code),
+        r"x must have shape \(…, 3, 2\), since data_shape is that; got \(5, 2, 3\)": lambda: guide.encode(x.mT),
+        r"got \(6,\)": lambda: guide.reconstruct(torch.zeros(6)),
+        "0 or 1 for likelihood 'bernoulli'": lambda: guide.encode(x - 1),
+        "2 or more of them, got 1": lambda: guide.activity(x[:1], torch.zeros(1).long()),
+        "VAEGuide is a guide of VAE, got Linear": lambda: VAEGuide(torch.nn.Linear(2, 2)),  # type: ignore[arg-type]
+    }
+    for told, ask in asked.items():
+        with pytest.raises(ValueError, match=told):
+            ask()
