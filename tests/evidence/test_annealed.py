@@ -33,11 +33,12 @@ def off(y: Tensor) -> None:
     pyro.sample("z", dist.Normal(torch.ones(SIZE), 0.3).to_event(1))
 
 
+@pytest.mark.long
 def test_ten_correlated_dimensions_from_a_poor_start() -> None:
     """Within 0.1 nat, where importance sampling is thirty off."""
     y = 2 * torch.randn(SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = dist.MultivariateNormal(torch.zeros(SIZE).double(), COVARIANCE + 0.25 * torch.eye(SIZE)).log_prob(y)
-    evidence = ingle.log_evidence(correlated, off, y, num_samples=2_000, proposal="ais", **DOUBLE)
+    evidence = ingle.log_evidence(correlated, off, y, num_samples=4_000, proposal="ais", **DOUBLE)
     assert evidence.verdict == "reliable"
     assert evidence.log_z == pytest.approx(float(exact), abs=0.1)
     assert set(evidence.starts) == {"the guide", "the prior"}
