@@ -11,15 +11,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ingle.models.image_completion import ImageCompletion
-from ingle.models.networks import encoder
+from ingle.models.networks import encoder, normal_code
 
 __all__ = ["Completions", "ImageCompletionGuide"]
 
 _AT_ONCE = 2**23  # numbers that the decoder puts out together
-_SMALLEST = 1e-4  # of a scale
 _RATE, _PARTICLES = 0.05, 4  # of the ascent of `refine`
 _KEPT = 5  # one in so many codes still comes from the encoder, since a normal of one's own finds one mode of several
 
@@ -228,9 +226,7 @@ class ImageCompletionGuide(nn.Module):
     def _code(self, x: Tensor, seen: Tensor) -> dist.TorchDistribution:
         channel = -len(self.model.vae.data_shape)
         values = self.model.vae.likelihood.as_input(torch.where(seen, x, 0))
-        loc, raw = self.encoder(torch.cat([values, seen.to(values.dtype)], dim=channel)).chunk(2, dim=-1)
-        code: dist.TorchDistribution = dist.Normal(loc, functional.softplus(raw) + _SMALLEST).to_event(1)
-        return code
+        return normal_code(self.encoder(torch.cat([values, seen.to(values.dtype)], dim=channel)))
 
     def _weighed(self, x: Tensor, seen: Tensor, num_samples: int, refine: int) -> tuple[Tensor, Tensor]:
         """Codes from the guide, shape (num_samples, N, K), and log p(seen, z) - log q(z), (num_samples, N), float64."""

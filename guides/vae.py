@@ -6,9 +6,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ingle.models.networks import encoder
+from ingle.models.networks import encoder, normal_code
 from ingle.models.vae import VAE
 
 __all__ = ["VAEGuide"]
@@ -79,10 +78,7 @@ class VAEGuide(nn.Module):
         self.model.likelihood.check_each(x, self.model.data_shape)
         self.model.check_labels(label, *x.shape[: -len(self.model.data_shape)])
         seen = self.model.likelihood.as_input(x)
-        told = self.encoder(seen) if label is None else self.encoder(seen, self.model.one_hot(label))
-        loc, raw = told.chunk(2, dim=-1)
-        code: dist.TorchDistribution = dist.Normal(loc, functional.softplus(raw) + 1e-4).to_event(1)
-        return code
+        return normal_code(self.encoder(seen) if label is None else self.encoder(seen, self.model.one_hot(label)))
 
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Data through the mean of their codes and back, as expected values.

@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-__all__ = ["Activation", "Architecture", "decoder", "encoder", "features", "mlp"]
+__all__ = ["Activation", "Architecture", "decoder", "encoder", "features", "mlp", "normal_code"]
 
 Activation = Literal["softplus", "tanh", "relu", "silu"]
 Architecture = Literal["mlp", "convolutional"]
@@ -108,6 +110,14 @@ def decoder(
         return _ConvolutionalDecoder(inputs, shape, hidden, activation, each)
     network = mlp(inputs, hidden, each * math.prod(shape), activation)
     return network.append(nn.Unflatten(-1, (each, *shape)))
+
+
+def normal_code(out: Tensor) -> dist.TorchDistribution:
+    """The code that an encoder's output stands for: shape (…, 2 K) gives batch shape (…), event shape (K,)."""
+    loc, raw = out.chunk(2, dim=-1)
+    # A density without a bound has no best fit.
+    code: dist.TorchDistribution = dist.Normal(loc, functional.softplus(raw) + 1e-4).to_event(1)
+    return code
 
 
 class _Flat(nn.Module):

@@ -243,11 +243,11 @@ class VAE(nn.Module):
             raise ValueError(
                 f"label must be integers of shape {batch}, got {label.dtype} of shape {tuple(label.shape)}"
             )
-        strange = (label < 0) | (label >= self.num_labels)
-        if is_validation_enabled() and strange.any():
+        if is_validation_enabled() and ((label < 0) | (label >= self.num_labels)).any():
+            strange = int(((label < 0) | (label >= self.num_labels)).sum())
             raise ValueError(
-                f"labels must be from 0 to {self.num_labels - 1}, and {int(strange.sum())} of {label.numel()} are not: "
-                f"they go from {int(label.min())} to {int(label.max())}"
+                f"labels must be from 0 to {self.num_labels - 1}, and {strange} of {label.numel()} are not: they go "
+                f"from {int(label.min())} to {int(label.max())}"
             )
 
     def one_hot(self, label: Tensor) -> Tensor:

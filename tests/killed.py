@@ -29,7 +29,7 @@ import ingle.checkpoint
 from ingle import saved
 from ingle.engine import EagerEngine, choose
 from ingle.engine.compiled import CompiledEngine
-from ingle.trust import Plateau
+from ingle.trust import Stopping
 
 KILLS = {"steps": 20, "budget": 20, "compiled": 4}  # recording a step takes a second or two
 AHEAD = 15  # steps that a fit takes at most past the one at which it is to be killed
@@ -160,7 +160,7 @@ def main(case: str, folder: Path) -> None:
     ingle.checkpoint.SECONDS = 0.0
     EagerEngine.call = CompiledEngine.call = 5  # a write every 5 steps
     choose.CompiledEngine = ByGraph  # type: ignore[misc]
-    Plateau.EVERY, Plateau.MAX_STEPS = 100, 500
+    Stopping.EVERY, Stopping.MAX_STEPS = 100, 500
     alone, path = folder / "alone", folder / "killed"
 
     child(lambda step: torch.save(run(case, 0, alone, step), folder / "alone.pt"))

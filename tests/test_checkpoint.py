@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from torch import Tensor
 import ingle
 import ingle.checkpoint
 from ingle import saved
-from ingle.trust import Plateau
+from ingle.trust import Stopping
 
 Y = torch.linspace(-1.0, 2.0, 10)
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)
@@ -102,7 +103,7 @@ def test_finished_by_the_rule_returns_at_once(path: Path) -> None:
     before = path.stat().st_mtime_ns
     again = ingle.fit(model, guide, Y, optim=ADAM, checkpoint=path)
     assert_same(again, fit)
-    assert (again.stopped, path.stat().st_mtime_ns) == ("plateau", before)
+    assert (again.stopped, path.stat().st_mtime_ns) == ("settled", before)
     assert ingle.fit(model, guide, Y, steps=fit.steps + 10, optim=ADAM, checkpoint=path).steps == fit.steps + 10
 
 
@@ -508,8 +509,9 @@ def test_slow_steps_are_written_every_minute(
     assert_same(ingle.fit(model, slow, Y + 100, optim=ADAM, steps=330, checkpoint=path), whole)
     assert max(np.diff(written)) <= apart
 
-    monkeypatch.setattr(Plateau, "EVERY", 150)
-    monkeypatch.setattr(Plateau, "MAX_STEPS", 300)
+    monkeypatch.setattr(Stopping, "EVERY", 150)
+    monkeypatch.setattr(Stopping, "MAX_STEPS", 300)
+    monkeypatch.setattr(Stopping, "SECONDS", math.inf)
     fit = ingle.fit(model, slow, Y + 100, optim=ADAM)
     assert (fit.stopped, fit.steps) == ("budget", 300)
 

@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 WRITES = {
     "amortisation.py": ["amortisation.png"],
     "bayesian_neural_network.py": ["bayesian_neural_network_bands.png", "bayesian_neural_network_calibration.png"],
+    "calibrate.py": ["calibrate.png"],
     "coin.py": ["coin.png"],
     "custom_model.py": [
         "custom_model.fit",
@@ -52,7 +53,10 @@ WRITES = {
     "vae.py": ["vae_grid.png", "vae_images.png", "vae_walks.png"],
     "vi_versus_nuts.py": ["vi_versus_nuts_schools.png"],
 }
-SAYS = {"mnist.py": "test NLL after 2 of 2 epochs"}  # a loop of its own, which ends in no fit
+SAYS = {
+    "calibrate.py": "Calibration of line",  # of many fits, and the card of none
+    "mnist.py": "test NLL after 2 of 2 epochs",  # a loop of its own, which ends in no fit
+}
 
 
 def test_every_example_is_listed() -> None:

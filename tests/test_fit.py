@@ -47,7 +47,7 @@ def assert_like(draws: Tensor, mean: float, sd: float) -> None:
 def test_default_stops_by_itself_at_conjugate_normal(where: dict[str, Any]) -> None:
     fit = ingle.fit(normal_mean, "normal", Y, **where)
     precision = len(Y) + 1 / 100
-    assert fit.stopped == "plateau"
+    assert fit.stopped == "settled"
     assert_like(fit.draws(20_000)["mu"], float(Y.sum()) / precision, precision**-0.5)
 
 
@@ -271,10 +271,15 @@ def test_dtype_holds_for_the_whole_program(device: torch.device) -> None:
 
     for dtype in (torch.float64, torch.float32):
         seen.clear()
-        fit = ingle.fit(model, "normal", Y, steps=3, dtype=dtype, device=device)
+        fit = ingle.fit(model, autoguide.AutoNormal, Y, steps=3, dtype=dtype, device=device)
         assert {kind for kinds in seen for kind in kinds} == {dtype}
         assert {value.dtype for value in (*fit.params.values(), *fit.draws(3).values())} == {dtype}
         assert {value.device.type for value in fit.params.values()} == {device.type}
+        seen.clear()
+        fit = ingle.fit(model, "normal", Y, steps=3, dtype=dtype, device=device)  # whose start is found in float64
+        assert {kind for kinds in seen for kind in kinds} == {dtype, torch.float64}
+        assert {kind for kinds in seen[-3:] for kind in kinds} == {dtype}
+        assert {value.dtype for value in (*fit.params.values(), *fit.draws(3).values())} == {dtype}
 
 
 def test_module_takes_the_dtype_of_the_fit() -> None:

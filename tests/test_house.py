@@ -23,7 +23,8 @@ SOURCE = ROOT / "src" / "ingle"
 # From the first floor up; a room imports only from rooms before its own place.
 ORDER = [
     "version", "errors", "options", "saved", "runtime", "data", "program", "objectives", "engine", "evidence", "trust",
-    "results", "progress", "trained", "checkpoint", "training", "fitted", "fit", "load", "svi", "__init__",
+    "results", "progress", "trained", "checkpoint", "training", "fitted", "fit", "calibration",
+    "load", "svi", "__init__",
 ]  # fmt: skip
 
 # Of the collection: what deep models are built from, which is no model.
@@ -32,6 +33,7 @@ PARTS = {"likelihoods.py", "networks.py"}
 
 def test_public_names() -> None:
     assert sorted(ingle.__all__) == [
+        "Calibration",
         "Check",
         "Comparison",
         "DataError",
@@ -49,6 +51,7 @@ def test_public_names() -> None:
         "SVI",
         "TrainedModuleWarning",
         "__version__",
+        "calibrate",
         "check",
         "compare",
         "elbo_gap",

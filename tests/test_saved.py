@@ -173,7 +173,7 @@ DAMAGED = {
     "odd seed": (without("about", "", seed=-1), "with seed -1"),
     "seed in words": (without("about", "", seed="zero"), "'seed' of its about is of str"),
     "no sites": (without("program", "guide sites"), "its program has no 'guide sites'"),
-    "no parameter": (without("values", "", leaves={}), r"no value of parameter 'AutoNormal\.locs\.mu'"),
+    "no parameter": (without("values", "", leaves={}), r"no value of parameter 'AutoNormal\.shift'"),
     "no generators": (without("rows", "generators"), "its rows has no 'generators'"),
     "no level": (without("rule", "level"), "its rule has no 'level'"),
     "no sides": (without("optimisers", "sides"), "its optimisers has no 'sides'"),

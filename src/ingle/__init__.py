@@ -1,5 +1,6 @@
 """Ingle: variational inference for Pyro programs, from `fit` to ArviZ."""
 
+from ingle.calibration import Calibration, calibrate
 from ingle.errors import (
     DataError,
     FileError,
@@ -22,6 +23,7 @@ from ingle.version import __version__
 
 __all__ = [
     "SVI",
+    "Calibration",
     "Check",
     "Comparison",
     "DataError",
@@ -38,6 +40,7 @@ __all__ = [
     "ProgramError",
     "TrainedModuleWarning",
     "__version__",
+    "calibrate",
     "check",
     "compare",
     "elbo_gap",

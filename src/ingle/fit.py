@@ -17,11 +17,11 @@ from ingle.errors import OptionError
 from ingle.fitted import Fit, carry_on
 from ingle.objectives import choose
 from ingle.options import positive_integer
-from ingle.program import GuideName, buffers_kept, build_program, find_modules, modules_kept, set_guide
+from ingle.program import GuideName, buffers_kept, build_program, find_modules, modules_kept
 from ingle.runtime import Runtime
 from ingle.trained import note_trained, warn_of_trained
 from ingle.training import Training
-from ingle.trust import best_start
+from ingle.trust import best_start, start_from_file
 
 __all__ = ["fit"]
 
@@ -57,13 +57,16 @@ def fit(
             `ingle.objectives.RLOO_ELBO` where a guide site has no pathwise gradient, Trace_ELBO otherwise.
         optim: a callable from parameters to a `torch.optim.Optimizer`, such as
             `functools.partial(torch.optim.Adam, lr=1e-2)`; a Pyro optimiser; or a mapping with one for "model" and
-            one for "guide". A schedule of Pyro's advances once a step. None: ClippedAdam at 0.02, decaying.
-        steps: how many to take. None stops by a rule on the smoothed ELBO, at 50,000 at the latest.
+            one for "guide". A schedule of Pyro's advances once a step. None: ClippedAdam, its learning rate 0.1 where
+            the guide moves in sds of the posterior (`Fit.start`), 0.02 otherwise, decaying.
+        steps: how many to take; the result is the last. None goes on until the parameters have settled, halves the
+            learning rate while that still gains, and results in averages over the last stretch (`Fit.params`, and
+            `Fit.last` for the last step): see `Fit.reason`. It ends after 50,000 steps or half an hour at the latest.
         batch_size: rows of named plates to draw for each step, as in `{"data": 100}`, for a model written for
             the full plate, `with pyro.plate("data", N) as i:` and `x[i]`.
         seed: 0 to 2**32 - 1. The same seed gives the same losses, bit for bit on the CPU.
         device: None is the device of the first tensor in the data.
-        dtype: of the whole program, constants in the model included.
+        dtype: of the whole program, constants in the model included; where a guide by name starts is found in float64.
         compile: "off" takes every step as Pyro would. "full" takes a few so, then records one and compiles loss,
             gradient and update into one graph that takes all others; where that cannot be, it raises. "auto" compiles
             where sites and steps are many enough for it to pay, and goes on eagerly where it cannot, with a warning.
@@ -90,6 +93,8 @@ def fit(
     References:
         Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference.
         Kucukelbir et al. (2017), Automatic Differentiation Variational Inference.
+        Welandawe, Andersen, Vehtari and Huggins (2022), A Framework for Improving the Reliability of Black-box
+        Variational Inference (when it stops).
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, ingle
@@ -116,14 +121,18 @@ def fit(
             program = build_program(model, guide, arguments, batch_size=rows, runtime=runtime)
             choice = choose(objective, program)
             if content is None:
-                best_start(program, choose(None, program).objective, runtime)  # by the ELBO, whatever is trained on
+                start = best_start(
+                    program, choose(None, program).objective, runtime
+                )  # by the ELBO, whatever is trained on
             else:
-                set_guide(program)
+                start = start_from_file(program, content["about"].get("start"))
             choice = choice.prepared(program)
+        if start.whitened != "no":
+            optimisers.in_sds()
         runtime.reseed()
         before = None if content is None else content["about"]["engine"]
         engine = choose_engine(compile, program, choice.objective, optimisers, runtime, steps=steps, before=before)
-        training = Training(program, choice, optimisers, engine, runtime, checkpoint=file, show=progress)
+        training = Training(program, choice, optimisers, engine, runtime, checkpoint=file, show=progress, start=start)
         if file is not None:
             optimisers.check_plain(*program.sides())
         if file is None or content is None:

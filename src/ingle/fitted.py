@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,8 +24,7 @@ from ingle.program import Program, check_call
 from ingle.results import GroupName
 from ingle.runtime import Runtime, resolve_seed
 from ingle.training import Stopped, Training
-from ingle.trust import GradientReport, report_on
-from ingle.version import __version__
+from ingle.trust import Course, GradientReport, Verdict, judge, placed, report_on
 
 __all__ = ["Fit", "carry_on"]
 
@@ -37,14 +35,15 @@ class Fit:
 
     Attributes:
         losses: the loss (negative ELBO) of each step, in nats, float64, shape (steps,).
-        stopped: "steps" (all that were asked for), "plateau" (the rule on the smoothed ELBO), "budget" (the most
-            that a fit takes by itself), "interrupted" (Ctrl-C) or "failed" (found on the error that says why).
+        stopped: "steps" (all that were asked for), "settled" (by itself), "budget" (the most that a fit takes by
+            itself), "interrupted" (Ctrl-C) or "failed" (found on the error that says why).
         reason: the same in words.
         steps: how many were taken.
         seconds: of wall-clock time that the steps took.
         model: as it was given.
         guide: the trained guide; call it inside `with fit.active():`.
         objective, objective_reason, optimiser, engine, dtype, device, seed: what ran.
+        start: where the guide was started, and how that was found.
         notes: what else should be known, for the card.
     """
 
@@ -62,17 +61,26 @@ class Fit:
     dtype: torch.dtype
     device: torch.device
     seed: int
+    start: str
     notes: tuple[str, ...]
     _program: Program = field(repr=False)
     _runtime: Runtime = field(repr=False)
     _training: Training | None = field(repr=False, default=None)
     _content: Mapping[str, Any] | None = field(repr=False, default=None)  # of the file that it was loaded from
+    _kept: dict[str, Verdict] = field(repr=False, default_factory=dict)  # once it was asked for
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The trained parameters by name, constrained, detached copies."""
+        """The trained parameters by name, constrained, detached copies: of a fit that settled, averages over steps."""
         self._warn_of_newer()
         with self._runtime.numerics():
+            return self._program.parameters()
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """The parameters after the last step, as in `params`, whatever average the fit ended with."""
+        state = (self._content or {})["values"] if self._training is None else self._training.state.values
+        with self._runtime.numerics(), placed(self._program, state["leaves"]):
             return self._program.parameters()
 
     @property
@@ -87,6 +95,18 @@ class Fit:
         se = float(tail.std(ddof=1)) / math.sqrt(len(tail)) if len(tail) > 1 else math.nan
         return -float(tail.mean()), se, len(tail)
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether this fit can be believed, why, and what to try next; made when first asked for, and then kept.
+
+        It costs some hundreds of evaluations of the model, many points at a time, and moves nothing of the fit.
+        """
+        if "verdict" not in self._kept:
+            with self._seeded(None) as runtime:
+                steady = None if self._training is None else self._training.steady
+                self._kept["verdict"] = judge(self._program, runtime, Course(self.losses, self.stopped, steady))
+        return self._kept["verdict"]
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Inside, Pyro's parameter store, default dtype and device are those of the fit.
@@ -98,18 +118,18 @@ class Fit:
             yield
 
     def resume(self, steps: int | None = None) -> Fit:
-        """Go on from where the fit ended: after its steps, a plateau, Ctrl-C, or as the `fit` of an error.
+        """Go on from the last step of the fit: after all its steps, once it settled, Ctrl-C, or an error's `fit`.
 
         With a learning rate of the user's, `fit(…, steps=100).resume(100)` has the bits of `fit(…, steps=200)` on the
         CPU. A learning rate of Ingle's keeps to its plan: after the steps that were asked for it stays at its last
-        value. A checkpoint goes on being written.
+        value, until `resume()` begins anew with the first. A checkpoint goes on being written.
 
         The parameters are trained on in place, so this `Fit` sees them too: its draws change, with a warning, while
         its losses stay.
         Resuming or saving this one again goes on from the newest step.
 
         Args:
-            steps: how many more. None goes on until the rule on the smoothed ELBO stops.
+            steps: how many more, the last of them the result. None goes on until the fit settles.
 
         Returns:
             A `Fit` with the losses of all steps, those before included.
@@ -144,10 +164,10 @@ class Fit:
         """
         target = saved.resolve_path("path", path)
         if self._training is None:
-            saved.write(target, self._content or {})
+            saved.write(target, {**(self._content or {}), **self._told()})
             return
         with self._runtime.numerics():
-            content = self._training.content(self._training.stopped)
+            content = self._training.content(self._training.stopped) | self._told()
         stamp = saved.write(target, content)
         if self._training.checkpoint is not None:
             self._training.checkpoint.wrote(target, stamp)
@@ -181,9 +201,18 @@ class Fit:
             drawn = results.weighted_draws(self._program, n) if weighted else None
             return results.posterior(self._program, n, discrete_too=discrete, drawn=drawn)
 
+    def _told(self) -> dict[str, Any]:
+        """The verdict as a file holds it, where it is known and of the newest step."""
+        known = "verdict" in self._kept and not self._newer
+        return {"verdict": saved.plain(self._kept["verdict"].to_file(), "the verdict")} if known else {}
+
+    @property
+    def _newer(self) -> bool:
+        return self._training is not None and len(self._training.losses) != self.steps
+
     def _warn_of_newer(self) -> None:
-        newest = self.steps if self._training is None else len(self._training.losses)
-        if newest != self.steps:
+        if self._newer:
+            newest = len(self._training.losses) if self._training is not None else self.steps
             warn(
                 f"this fit was gone on with to {newest:,} steps, and its parameters are those now; use the Fit that "
                 "resume returned",
@@ -308,7 +337,7 @@ class Fit:
 
         Returns:
             `arviz.InferenceData` with ArviZ 0.23, `xarray.DataTree` with 1.x. Attributes of every group tell
-            versions, objective, steps, why the fit stopped, and the seed.
+            versions, objective, steps, why the fit stopped, the seed, and the verdict with its reasons and figures.
 
         Raises:
             OptionError: draws below 1 or more than memory can hold, labels of another length, names that are not
@@ -328,19 +357,7 @@ class Fit:
         chosen = results.resolve_groups(groups)
         with self._scope(seed):
             found, told = results.collect(self._program, draws, groups=chosen, weighted=weighted)
-        attributes = {
-            "inference_library": "ingle",
-            "inference_library_version": __version__,
-            "pyro_version": pyro.__version__,
-            "torch_version": str(torch.__version__),
-            "guide": self._program.recipe.description,
-            "objective": self.objective,
-            "steps": self.steps,
-            "stopped": self.stopped,
-            "stop_reason": self.reason,
-            "seed": self.seed,
-            **told,
-        }
+        attributes = {**results.attributes(self, self._program), **told}
         return results.to_arviz(found, coords=coords, dims=dims, attributes=attributes)
 
     def summary(self, draws: int = 1_000, *, seed: int | None = None) -> Any:
@@ -363,7 +380,8 @@ class Fit:
             return report_on(self._program, runtime, objectives, num_samples, compile=compile)
 
     def __repr__(self) -> str:
-        return results.card(self, self._program)
+        known = "verdict" in self._kept or not self._newer
+        return results.card(self, self._program, self.verdict if known else None)
 
 
 def carry_on(model: Callable[..., Any], training: Training, work: Callable[[], None]) -> Fit:
@@ -393,6 +411,7 @@ def _result(model: Callable[..., Any], training: Training) -> Fit:
         dtype=training.runtime.dtype,
         device=training.runtime.device,
         seed=training.runtime.seed,
+        start=training.start.description,
         notes=(*training.notes, *training.engine.notes),
         _program=training.program,
         _runtime=training.runtime,

@@ -24,11 +24,11 @@ from ingle.program import (
     digests,
     find_modules,
     modules_kept,
-    set_guide,
 )
 from ingle.runtime import Runtime, resolve_device
 from ingle.trained import note_trained, warn_of_trained
 from ingle.training import finish, told_end
+from ingle.trust import Verdict, start_from_file
 
 __all__ = ["load"]
 
@@ -89,11 +89,12 @@ def load(
             if not about["batch_size"]:
                 raise
             raise FileError(f"{source} was fitted in minibatches, which do not go with this model: {error}") from error
-        set_guide(program)
-        _put_in(program, content, source)
+        start = start_from_file(program, about.get("start"))
+        other_data = _put_in(program, content, source)
         refused.pop_all()
-        note = finish(program)
+        note = finish(program, content["rule"]["average"])
     stopped, reason = told_end(content)
+    verdict = {"verdict": Verdict.from_file(content["verdict"])} if "verdict" in content and not other_data else {}
     return Fit(
         losses=content["losses"].numpy().copy(),
         stopped=stopped,
@@ -109,15 +110,17 @@ def load(
         dtype=runtime.dtype,
         device=runtime.device,
         seed=runtime.seed,
+        start=start.description,
         notes=(*(() if note is None else (note,)), *about["engine notes"]),
         _program=program,
         _runtime=runtime,
-        _content=content,
+        _content={name: part for name, part in content.items() if name != "verdict"},
+        _kept=verdict,
     )
 
 
-def _put_in(program: Program, content: dict[str, Any], path: Path) -> None:
-    """Parameters and buffers of a file, once it is seen to be of this program."""
+def _put_in(program: Program, content: dict[str, Any], path: Path) -> bool:
+    """Parameters and buffers of a file, once it is seen to be of this program; whether the data are others."""
     values = Values(program)
     told = difference(describe(program, values), content["program"])
     if told is not None:
@@ -134,6 +137,7 @@ def _put_in(program: Program, content: dict[str, Any], path: Path) -> None:
     warn_of_trained(values.overwritten(content["values"]), f"overwritten from {path}")
     values.from_file(content["values"])
     note_trained(program.leaves())
+    return bool(changed)
 
 
 def _device(device: str | torch.device | None, saved_on: str) -> torch.device:

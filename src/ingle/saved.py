@@ -46,7 +46,10 @@ _PARTS: dict[str, Any] = {
     "optimisers": {"taken": int, "sides": dict},
     "random": {"torch_cpu": Tensor, "torch_cuda": (Tensor, type(None)), "numpy": tuple, "python": tuple},
     "rows": {"orders": dict, "places": dict, "generators": dict},
-    "rule": {"levels": int, "level": int, "since": int, "looked": int, "budget": int},
+    "rule": {
+        "looked": int, "begun": bool, "level": int, "wait": int, "steps": int, "seconds": float, "error": float,
+        "before": (Tensor, type(None)), "average": (dict, type(None)), "plateau": dict, "trail": dict,
+    },
     "losses": Tensor,
     "seconds": float,
     "stopped": str,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from array import array
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ingle.checkpoint import Checkpoint
 from ingle.engine import Engine, Optimisers, State, from_file, to_file
@@ -21,11 +23,11 @@ from ingle.progress import Progress
 from ingle.runtime import RandomState, Runtime
 from ingle.saved import plain
 from ingle.trained import warn_of_trained
-from ingle.trust import Decision, Plateau, find_fault, nonfinite_parameter
+from ingle.trust import Decision, Start, Steady, Stopping, find_fault, nonfinite_parameter
 
 __all__ = ["Stopped", "Training", "finish", "told_end"]
 
-Stopped = Literal["steps", "plateau", "budget", "interrupted", "failed"]
+Stopped = Literal["steps", "settled", "budget", "interrupted", "failed"]
 
 _SECONDS = 5.0  # that a call is meant to take at most, so that a checkpoint of slow steps is written every minute
 
@@ -38,6 +40,7 @@ class Training:
         seconds: of wall-clock time that the steps took.
         stopped, reason: why it stopped, as a word and in words.
         notes: what else should be known.
+        start: where the guide was started.
         show: whether to show a bar; None shows it on a terminal.
     """
 
@@ -51,11 +54,13 @@ class Training:
         *,
         checkpoint: Checkpoint | None = None,
         show: bool | None = None,
+        start: Start,
     ) -> None:
         self.program = program
         self.choice = choice
         self.optimisers = optimisers
         self.runtime = runtime
+        self.start = start
         self.checkpoint = checkpoint
         self.show = show
         self.engine = engine
@@ -65,8 +70,7 @@ class Training:
         self.reason = ""
         self.notes: list[str] = []
         self._guide = program.guide  # what is trained; `finish` may replace it in the program
-        planned = optimisers.planned
-        self._rule = Plateau(decays=optimisers.decays and planned is None, since=planned or 0)
+        self._rule = Stopping(program, runtime, decays=optimisers.decays, waits=optimisers.planned is not None)
         self._mark = self.engine.capture(), self._rule.capture()
         self._values = Values(program)
         self._description = describe(program, self._values)
@@ -76,6 +80,11 @@ class Training:
     def state(self) -> State:
         """After the last step, copied."""
         return self._mark[0]
+
+    @property
+    def steady(self) -> Steady | None:
+        """How settled the parameters were at the end; None where there were too few steps to tell."""
+        return self._rule.steady()
 
     def go(self, steps: int | None) -> None:
         """Train up to `steps` in all, or until the rule stops, then finish the guide and write the last checkpoint.
@@ -100,11 +109,10 @@ class Training:
         warn_of_trained(self._values.overwritten(self.state.values), "put back to where this fit ended")
         self._restore()
         self.notes.clear()
-        if self.stopped == "budget":
-            self._rule.extend(len(self.losses))
+        self._rule.extend(len(self.losses), self.seconds)
 
     def run(self, steps: int | None, bar: Progress) -> None:
-        """Advance to `steps`, or until the plateau rule stops.
+        """Advance to `steps`, or until the rule stops.
 
         Raises:
             ProgramError, NonFiniteError, OptionError: a step failed; the state is the one before it.
@@ -112,8 +120,10 @@ class Training:
         bad = nonfinite_parameter(self.program.leaves())
         if bad is not None:
             raise ProgramError(f"parameter {bad} is not finite before the first step: start it from a number")
+        self._rule.forget()
         start = time.perf_counter() - self.seconds
-        whole = most = self.engine.call  # steps between two looks: a copy of the state, losses to the host
+        # Between two calls the state is copied, losses go to the host, and a rule may look.
+        whole = most = self.engine.call if steps is not None else min(self.engine.call, Stopping.EVERY)
         try:
             while not self._done(steps):
                 # Calls end where those of an unbroken run end, so that the rule looks at the same steps.
@@ -134,12 +144,15 @@ class Training:
             else:
                 self._capture()
             self.stopped, self.reason = "interrupted", "interrupted from the keyboard"
+            if steps is None:
+                self._rule.broken_off()
+                self._capture_rule()
         finally:
             self.seconds = time.perf_counter() - start
 
     def finish(self) -> None:
-        """Replace the guide where its recipe says so, by the Laplace approximation for one."""
-        note = finish(self.program)
+        """Put averages in the place of the last parameters, and replace the guide where its recipe says so."""
+        note = finish(self.program, self._rule.average)
         if note is not None:
             self.notes.append(note)
 
@@ -164,7 +177,7 @@ class Training:
             "optimisers": to_file(self.state.optimisers),
             "random": plain(self.state.random.plain(), "the random state"),
             "rows": plain(self.state.rows, "the rows of minibatches"),
-            "rule": self._mark[1],
+            "rule": plain(self._mark[1], "the stopping rule"),
             "losses": torch.from_numpy(np.array(self.losses, dtype=np.float64)),
             "seconds": self.seconds,
             "stopped": stopped,
@@ -186,6 +199,7 @@ class Training:
             "optimiser described": self.optimisers.description,
             "engine": self.engine.name,
             "engine notes": tuple(self.engine.notes),
+            "start": self.start.to_file(),
         }
 
     def adopt(self, path: Path, content: dict[str, Any]) -> None:
@@ -226,11 +240,14 @@ class Training:
     def complete(self, steps: int | None) -> bool:
         """Whether an adopted fit already is what `steps` asks for."""
         if steps is None:
-            return self.stopped in ("plateau", "budget")
-        return self.stopped in ("steps", "plateau", "budget") and len(self.losses) >= steps
+            return self.stopped in ("settled", "budget")
+        return self.stopped in ("steps", "settled", "budget") and len(self.losses) >= steps
 
     def _capture(self) -> None:
         self._mark = self.engine.capture(), self._rule.capture()  # one assignment: Ctrl-C finds both or neither
+
+    def _capture_rule(self) -> None:
+        self._mark = self._mark[0], self._rule.capture()
 
     def _restore(self) -> None:
         self.engine.restore(self._mark[0])
@@ -261,7 +278,7 @@ class Training:
         """The losses of one call, all finite; otherwise the error that says what broke it."""
         cause, bad = None, None
         try:
-            losses: list[float] = self.engine.advance(steps).double().tolist()
+            losses: list[float] = self.engine.advance(steps, self._rule.trail).double().tolist()
             bad = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
             if bad is None and nonfinite_parameter(self.program.leaves()) is None:
                 return losses
@@ -274,6 +291,7 @@ class Training:
         replay = self.engine.reference()
         fault, good = find_fault(replay, before, steps, seen=bad, raised=cause is not None)
         self.engine.restore(replay.capture())
+        self._rule.restore(self._mark[1])
         self.losses.extend(good)
         self._capture()
         self.stopped, self.reason = "failed", "the step after it failed"
@@ -282,16 +300,21 @@ class Training:
     def _decided(self) -> bool:
         """Whether the rule stops the fit now; it may lower the learning rate instead."""
         rule, taken = self._rule, len(self.losses)
-        if taken % Plateau.EVERY or taken == rule.looked:
+        if taken % Stopping.EVERY or taken == rule.looked:
             return False
-        decision = rule.look(np.array(self.losses))
+        if not rule.begun:
+            if taken < (self.optimisers.planned or 0):
+                return False
+            self.optimisers.rewind_lr()
+            rule.begin(taken)
+            self._capture()
+        decision = rule.look(np.array(self.losses), self.seconds)
         if decision is Decision.DECAY:
-            self.optimisers.scale_lr(Plateau.FACTOR)
+            self.optimisers.scale_lr(rule.factor)
         elif decision is Decision.STOP:
-            rates = f" at each of {rule.levels} learning rates" if rule.levels > 1 else ""
-            self.stopped, self.reason = "plateau", f"the smoothed ELBO levelled off{rates}"
+            self.stopped, self.reason = "settled", rule.reason
         elif decision is Decision.BUDGET:
-            self.stopped, self.reason = "budget", "the most that a fit takes by itself"
+            self.stopped, self.reason = "budget", rule.reason
         if decision is not Decision.GO_ON:
             self._capture()
         return decision in (Decision.STOP, Decision.BUDGET)
@@ -318,8 +341,21 @@ def _shown(option: Any) -> Any:
     return "none" if option == "" else option
 
 
-def finish(program: Program) -> str | None:
-    """Replace the guide of a trained program where its recipe says so; returns what went wrong, for the card."""
+def finish(program: Program, average: Mapping[str, Tensor] | None = None) -> str | None:
+    """Give a trained program the parameters and the guide that it ends with.
+
+    Args:
+        program: with the parameters of its last step.
+        average: what they settled to, unconstrained, by name.
+
+    Returns:
+        What went wrong where the recipe replaces the guide, for the card.
+    """
+    leaves = program.leaves()
+    if average is not None and average.keys() == leaves.keys():
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(average[name])
     replace, data = program.recipe.finish, program.data
     if replace is None:
         return None

@@ -19,7 +19,7 @@ from ingle.engine.graph import Source, StepGraph, Using
 from ingle.engine.noise import GivenDraws, Noise
 from ingle.engine.observer import Observation, Observer
 from ingle.engine.optimiser import Optimisers
-from ingle.engine.protocol import State
+from ingle.engine.protocol import Follower, State
 from ingle.engine.recording import Untraceable
 from ingle.engine.structure import Statement, difference
 from ingle.engine.updates import Updates, updates_of
@@ -32,6 +32,7 @@ __all__ = ["CompiledEngine"]
 _FIRST = 4  # steps that run eagerly, whatever comes after
 _RUNS = 2  # of the program, to be held against each other before it is recorded
 _SHAPES = 4  # of minibatches, each with a graph of its own
+_FOLLOWED = 2_000  # numbers, up to which the parameters are kept after each step
 _RETRIES = 8  # graphs that may become stale
 
 Shapes = tuple[tuple[str, int], ...]
@@ -113,7 +114,7 @@ class CompiledEngine:
             told += f", {gain:,.{0 if gain >= 10 else 1}f} times the eager pace"
         return [told if self._using == "inductor" else f"{told}, operation by operation, as there is no C++ compiler"]
 
-    def advance(self, steps: int) -> Tensor:
+    def advance(self, steps: int, follower: Follower | None = None) -> Tensor:
         """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit.
 
         Raises:
@@ -124,7 +125,7 @@ class CompiledEngine:
             graph = None
             if self.why_eager is None and self.step >= self._first:
                 graph = self._ready()
-            losses = self._advance_one() if graph is None else self._run(graph, steps)
+            losses = self._advance_one(follower) if graph is None else self._run(graph, steps, follower)
             parts.append(losses)
             steps -= len(losses)
         return torch.cat(parts)
@@ -141,9 +142,9 @@ class CompiledEngine:
         """Go back to a captured state."""
         self._eager.restore(state)
 
-    def _advance_one(self) -> Tensor:
+    def _advance_one(self, follower: Follower | None) -> Tensor:
         if self.why_eager is not None or not 0 < self.step < _FIRST:
-            return self._eager.advance(1)
+            return self._eager.advance(1, follower)
         losses: list[Tensor] = []
 
         def step() -> None:
@@ -161,10 +162,12 @@ class CompiledEngine:
             self._give_up(told)
         return losses[0]
 
-    def _run(self, compiled: _Compiled, most: int) -> Tensor:
+    def _run(self, compiled: _Compiled, most: int, follower: Follower | None) -> Tensor:
         began = time.perf_counter()
         graph, batches = compiled.graph, self._eager.batches
         at = self.step % compiled.blocks.capacity
+        if follower is not None and not len(graph.points):
+            most = min(most, follower.until(self.step))
         steps = min(most, batches.steady(most), compiled.blocks.capacity - at)
         if not compiled.updates.whole:
             steps = 1
@@ -181,6 +184,10 @@ class CompiledEngine:
             self._optimisers.step(*self._program.sides())
         losses = graph.losses[at : at + steps].clone()
         self._eager.step += steps
+        if follower is not None and len(graph.points):
+            follower.extend(self.step - steps, graph.points[at : at + steps], self._program.leaves())
+        elif follower is not None:
+            follower.note(self.step, self._program.leaves())
         self._seconds += time.perf_counter() - began
         self._taken += steps
         return losses
@@ -276,6 +283,7 @@ class CompiledEngine:
                 foldable=True,
                 dtype=runtime.dtype,
                 device=runtime.device,
+                followed=_followed(program) if updates.whole and not isinstance(updates, Moments) else (),
             )
             leaves = _identities(program)
             graph = self._graph(source)
@@ -370,6 +378,13 @@ class _Compiled:
             self._block = -1  # so that after Ctrl-C on the way nobody takes it for filled
             self.blocks.fill(block, self.graph.normals, self.graph.uniforms)
             self._block = block
+
+
+def _followed(program: Program) -> list[Tensor]:
+    """The parameters where they are few enough to be kept after each step."""
+    leaves = list(program.leaves().values())
+    alike = all(leaf.dtype == leaves[0].dtype and not leaf.is_complex() for leaf in leaves)
+    return leaves if alike and sum(leaf.numel() for leaf in leaves) <= _FOLLOWED else []
 
 
 def _identities(program: Program) -> dict[str, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ingle.data import Minibatches
 from ingle.engine.endings import Moments
 from ingle.engine.optimiser import Optimisers
-from ingle.engine.protocol import State
+from ingle.engine.protocol import Follower, State
 from ingle.program import Program, Values
 from ingle.runtime import RandomState, Runtime, validation
 
@@ -56,9 +56,14 @@ class EagerEngine:
         self._noise = noise
         self.notes: list[str] = []
 
-    def advance(self, steps: int) -> Tensor:
+    def advance(self, steps: int, follower: Follower | None = None) -> Tensor:
         """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit."""
-        return torch.stack([self._advance() for _ in range(steps)])
+        losses = []
+        for _ in range(steps):
+            losses.append(self._advance())
+            if follower is not None:
+                follower.note(self.step, self.program.leaves())
+        return torch.stack(losses)
 
     def _advance(self) -> Tensor:
         if self.step == 0:

@@ -60,6 +60,7 @@ class Source:
         capacity: how many steps the matrices of noise and numbers hold.
         foldable: the data stay what they are.
         dtype, device: of noise and losses.
+        followed: leaves whose values after each step are kept, all of one dtype.
     """
 
     particles: Callable[[Mapping[str, Tensor]], Iterable[tuple[Any, Any]]]
@@ -74,6 +75,7 @@ class Source:
     dtype: torch.dtype
     device: torch.device
     lifted: Sequence[Tensor] = field(default=())
+    followed: Sequence[Tensor] = field(default=())
 
 
 class StepGraph:
@@ -84,6 +86,7 @@ class StepGraph:
         numbers: what the update wants for each step, shape (capacity, width), float64.
         rows: of minibatches, int64, shapes (capacity, rows).
         losses: shape (capacity,); a step writes its own.
+        points: the leaves that are followed, shape (capacity, numbers); a step writes them as it leaves them.
         buffers: what the program itself changes in place.
         recording: what the graph was made from.
         nodes: how many operations a step has.
@@ -102,6 +105,12 @@ class StepGraph:
             name: torch.zeros(capacity, count, dtype=torch.int64, **make) for name, count in source.rows.items()
         }
         self.losses = torch.zeros(capacity, dtype=source.dtype, **make)
+        self.points = torch.zeros(
+            capacity if source.followed else 0,
+            sum(leaf.numel() for leaf in source.followed),
+            dtype=source.followed[0].dtype if source.followed else source.dtype,
+            **make,
+        )
         self.place = torch.zeros(1, dtype=torch.int64, **make)
         self.recording, self.functional, self._kept = self._record(using)
         self._bound: list[Tensor] = []
@@ -150,7 +159,7 @@ class StepGraph:
     def _record(self, using: Using) -> tuple[Recording, GraphModule, list[int | Tensor]]:
         source = self._source
         inputs = Inputs(
-            changed=(*source.update.leaves, *source.update.state, *source.buffers, self.place, self.losses),
+            changed=tuple(self._changes()),
             varying=(self.normals, self.uniforms, self.numbers, *self.rows.values(), *source.lifted),
             fixed=source.data,
             normals=self.normals,
@@ -181,16 +190,20 @@ class StepGraph:
             if not isinstance(total, Tensor):
                 total = torch.full((), float(total), dtype=source.dtype, device=source.device)
             self.losses.index_put_((self.place,), total.detach().to(source.dtype).reshape(1))
+            if source.followed:
+                point = torch.cat([leaf.detach().reshape(-1) for leaf in source.followed])
+                self.points.index_put_((self.place,), point.unsqueeze(0))
             self.place.add_(1)
+
+    def _changes(self) -> list[Tensor]:
+        source = self._source
+        points = [self.points] if source.followed else []
+        return [*source.update.leaves, *source.update.state, *source.buffers, self.place, self.losses, *points]
 
     def _inputs(self, data: Sequence[Tensor] | None = None) -> list[Tensor]:
         source = self._source
         return [
-            *source.update.leaves,
-            *source.update.state,
-            *source.buffers,
-            self.place,
-            self.losses,
+            *self._changes(),
             self.normals,
             self.uniforms,
             self.numbers,

@@ -41,7 +41,7 @@ class Group:
         build: from leaves, or groups of them, to the optimiser.
         label: what the user calls it.
         updates: over which a learning rate of Ingle's decays, to stay where it is from then on; None for no end.
-        decays: the learning rate is Ingle's to lower.
+        lr: the learning rate where it is Ingle's, to lower and to raise; None where it is the user's.
 
     Attributes:
         optimiser: from the first update on; None before it, and on a side without leaves.
@@ -50,15 +50,20 @@ class Group:
     """
 
     def __init__(
-        self, build: Callable[..., Any], label: str, *, updates: int | None = None, decays: bool = False
+        self, build: Callable[..., Any], label: str, *, updates: int | None = None, lr: float | None = None
     ) -> None:
         self._build = build
         self.label = label
         self._updates = updates
         self._taken = 0
-        self.decays = decays
+        self.lr = lr
         self.optimiser: torch.optim.Optimizer | None = None
         self._clear()
+
+    @property
+    def decays(self) -> bool:
+        """The learning rate is Ingle's."""
+        return self.lr is not None
 
     def _clear(self) -> None:
         self.optimiser = None
@@ -164,6 +169,11 @@ class Group:
         """Multiply the learning rate, where it is Ingle's to lower."""
         for group in self.optimiser.param_groups if self.optimiser is not None and self.decays else ():
             group["lr"] *= factor
+
+    def rewind_lr(self) -> None:
+        """Give the learning rate the value that it began with, where it is Ingle's."""
+        for group in self.optimiser.param_groups if self.optimiser is not None and self.decays else ():
+            group["lr"] = self.lr
 
     def capture(self) -> dict[str, Any]:
         """The state, copied, with the leaves that joined."""

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ingle.errors import ProgramError
 
-__all__ = ["Draws", "GivenDraws", "Noise", "OwnDraws"]
+__all__ = ["BatchDraws", "Draws", "GivenDraws", "Noise", "OwnDraws"]
 
 aten = torch.ops.aten
 
@@ -90,6 +90,33 @@ class GivenDraws(Draws):
                 "change from step to step"
             )
         return given[start : start + count]
+
+
+class BatchDraws(Draws):
+    """Numbers for several runs under `torch.vmap`, each from a row of its own, as `GivenDraws` of that row gives them.
+
+    Under vmap an operation draws for all runs at once, those of the first run first.
+
+    Args:
+        normals, uniforms: shapes (runs, number of normals) and (runs, number of uniforms).
+    """
+
+    def __init__(self, normals: Tensor, uniforms: Tensor) -> None:
+        super().__init__()
+        self._given = {"normals": normals, "uniforms": uniforms}
+
+    def _normal(self, start: int, count: int) -> Tensor:
+        return self._part("normals", start, count)
+
+    def _uniform(self, start: int, count: int) -> Tensor:
+        return self._part("uniforms", start, count)
+
+    def _part(self, stream: str, start: int, count: int) -> Tensor:
+        given = self._given[stream]
+        runs, width = given.shape
+        if count % runs or start + count > runs * width:
+            raise ProgramError(f"the runs do not draw {width} {stream} each, as one did alone")
+        return given[:, start // runs : (start + count) // runs].reshape(-1)
 
 
 class Noise(TorchDispatchMode):

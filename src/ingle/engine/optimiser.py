@@ -20,6 +20,7 @@ from ingle.saved import plain
 __all__ = ["Optimisers", "from_file", "resolve_optimisers", "to_file"]
 
 DEFAULT_LR = 0.02
+SDS_LR = 0.1  # where the guide moves in posterior sds
 _FINAL_SHARE = 0.05  # of the default learning rate, reached at the last of a given number of steps
 
 
@@ -73,6 +74,19 @@ class Optimisers:
         """Multiply the learning rates that are Ingle's to lower."""
         for group in self.groups.values():
             group.scale_lr(factor)
+
+    def rewind_lr(self) -> None:
+        """Learning rates of Ingle's are again what they began with."""
+        for group in self.groups.values():
+            group.rewind_lr()
+
+    def in_sds(self) -> None:
+        """Before the first step: parameters are in posterior sds, so that learning rates of Ingle's can be larger."""
+        for group in self.groups.values():
+            if group.decays:
+                group.lr = SDS_LR
+        before, after = (f"ClippedAdam at {lr}" for lr in (DEFAULT_LR, SDS_LR))
+        self.description, self.kind = (told.replace(before, after) for told in (self.description, self.kind))
 
     def capture(self) -> dict[str, Any]:
         """State of every optimiser and schedule, copied."""
@@ -151,7 +165,7 @@ def resolve_optimisers(optim: object, *, guide_steps: object, steps: int | None)
         updates = None if steps is None else max(1, steps // repeats if side == "model" else steps)
         decay = 1.0 if updates is None else _FINAL_SHARE ** (1 / updates)
         groups[side] = _group(given, _label(side), decay, updates)
-    how = "to a twentieth over the fit" if steps is not None else "as the ELBO levels off"
+    how = "to a twentieth over the fit" if steps is not None else "as the fit settles"
     return Optimisers(
         groups,
         guide_steps=repeats,
@@ -167,7 +181,12 @@ def _label(side: str) -> str:
 
 def _group(given: object, label: str, decay: float, updates: int | None) -> Group:
     if given is None:
-        return Group(lambda leaves: ClippedAdam(leaves, lr=DEFAULT_LR, lrd=decay), label, updates=updates, decays=True)
+
+        def build(leaves: Any) -> ClippedAdam:
+            return ClippedAdam(leaves, lr=group.lr or DEFAULT_LR, lrd=decay)
+
+        group = Group(build, label, updates=updates, lr=DEFAULT_LR)
+        return group
     if isinstance(given, PyroOptim):
         if getattr(given, "pt_scheduler_constructor", None) is torch.optim.lr_scheduler.ReduceLROnPlateau:
             raise OptionError(f"{label}: ReduceLROnPlateau wants a metric at each step, which SVI does not offer")

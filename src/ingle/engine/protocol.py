@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +13,7 @@ from ingle.runtime import RandomState
 if TYPE_CHECKING:
     from ingle.engine.eager import EagerEngine
 
-__all__ = ["Engine", "State"]
+__all__ = ["Engine", "Follower", "State"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,19 @@ class State:
     optimisers: Any
     random: RandomState
     rows: Any
+
+
+class Follower(Protocol):
+    """Takes note of where the parameters are after some of the steps."""
+
+    def until(self, step: int) -> int:
+        """Steps from `step` to the next that it wants to see."""
+
+    def note(self, step: int, leaves: Mapping[str, Tensor]) -> None:
+        """The parameters after `step` steps."""
+
+    def extend(self, step: int, rows: Tensor, leaves: Mapping[str, Tensor]) -> None:
+        """All parameters, one after the other, after each of the steps that follow `step`, shape (steps, numbers)."""
 
 
 class Engine(Protocol):
@@ -51,7 +65,7 @@ class Engine(Protocol):
     def call(self) -> int:
         """How many steps one call of `advance` is meant for."""
 
-    def advance(self, steps: int) -> Tensor:
+    def advance(self, steps: int, follower: Follower | None = None) -> Tensor:
         """Take `steps` steps and return their losses in nats, shape (steps,), dtype and device of the fit."""
 
     def reference(self) -> EagerEngine:

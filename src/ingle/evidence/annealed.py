@@ -131,7 +131,7 @@ def _together(weights: Mapping[str, Tensor], num_samples: int) -> Annealed:
 
 
 def _bridge(sampler: Sampler, source: Proposal) -> tuple[Bridge, Space]:
-    space = Space(sampler, source)
+    space = Space(sampler, source.latents, *sampler.first(source))
     start = None if source.name == "the prior" else source
     one = space.points(*sampler.first(source, 1))
     most = cost_of(lambda: space.densities(one, start)).most * _TRAINED

@@ -9,12 +9,12 @@ from ingle.evidence.proposal import Proposal
 from ingle.evidence.sampler import Sampler
 from ingle.program import Program, Site, reached, read_sites
 
-__all__ = ["refuse_shared", "why_no_evidence", "why_no_weights"]
+__all__ = ["point_masses", "refuse_shared", "why_no_evidence", "why_no_weights"]
 
 
 def why_no_weights(program: Program) -> str | None:
     """Why draws of the guide have no importance weights, in words; None where they have."""
-    masses = _point_masses(program)
+    masses = point_masses(program)
     if masses:
         return f"the guide is a point mass at {', '.join(masses)}, without a density; fit 'normal', say"
     loose = _untied_auxiliaries(program)
@@ -85,7 +85,7 @@ def refuse_shared(sampler: Sampler, proposal: Proposal) -> float:
     return float(rest[0])
 
 
-def _point_masses(program: Program) -> tuple[str, ...]:
+def point_masses(program: Program) -> tuple[str, ...]:
     """The continuous latents for which the guide has one value and no density: two runs of it give the same."""
     deltas = [site.name for site in program.guide_sites if site.kind == "latent" and site.distribution == "Delta"]
     if not deltas:

@@ -77,6 +77,11 @@ class Sampler:
         self._tried = False  # to compile
         self._most: dict[str, int] = {}  # draws that fit in memory together, by what is done with them
 
+    @property
+    def written(self) -> int:
+        """Bytes of tensors that one draw writes in the model, once one went through it."""
+        return self._written or 0
+
     def blocks(self, proposal: Proposal, n: int, *, stream: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """`n` draws, block by block: values by name, shape (k, *site shape), and log q, (k, *elements), float64.
 

@@ -1,8 +1,8 @@
-"""Continuous latents as one vector of real numbers for each element, and the densities that annealing goes between."""
+"""Continuous latents as one vector of real numbers for each element, and the densities of such points."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,18 +22,19 @@ class Space:
 
     Args:
         sampler: of the program.
-        proposal: a draw of which shows the shapes.
+        latents: names of those that a point is made of.
+        values: `n` draws of them, which show the shapes.
+        n: how many.
 
     Attributes:
         size: D, how many numbers an element has.
     """
 
-    def __init__(self, sampler: Sampler, proposal: Proposal) -> None:
+    def __init__(self, sampler: Sampler, latents: Sequence[str], values: Mapping[str, Tensor], n: int) -> None:
         self._sampler = sampler
-        self._names = proposal.latents
+        self._names = tuple(latents)
         self._axes: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        values, n = sampler.first(proposal)
         self.size = self.points(values, n).shape[-1]
 
     def points(self, values: Mapping[str, Tensor], n: int) -> Tensor:
@@ -69,6 +70,26 @@ class Space:
         """The same by `together` alone, which raises where it cannot, for a graph to be recorded from."""
         found = together(self._of_one(start), self._named(points))
         return found["start"], found["joint"]
+
+    def joint(self, point: Tensor, *, volume: bool = True) -> Tensor:
+        """The log joint at one point of shape (*elements, D), with gradients, of shape (*elements), float64.
+
+        Args:
+            point: unconstrained.
+            volume: whether the density is that of the unconstrained latents, or of the latents as the model has them.
+        """
+        with _Held(self._one(point), self._sampler.elements) as held:
+            log_p: Tensor = self._sampler.joint({})["log_p"]
+        return log_p + held.volume if volume else log_p
+
+    def values(self, point: Tensor) -> dict[str, Tensor]:
+        """The latents of one point, as the model has them."""
+        with _Held(self._one(point), self._sampler.elements) as held:
+            self._sampler.joint({})
+        return held.values
+
+    def _one(self, point: Tensor) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self._named(point.unsqueeze(0)).items()}
 
     def _of_one(self, start: Proposal | None) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
         """From the unconstrained latents of one point to its densities."""

@@ -8,7 +8,7 @@ from ingle.program.distributions import family, layers, plain_constraint, to_sup
 from ingle.program.explain import check_call, explained
 from ingle.program.finding import Finding
 from ingle.program.guides import GuideName
-from ingle.program.handlers import Given, Unobserve
+from ingle.program.handlers import Given, Observed, Unobserve
 from ingle.program.held import Places, find_places
 from ingle.program.identity import changed_arguments, describe, difference, digests
 from ingle.program.memory import Memory
@@ -21,8 +21,9 @@ from ingle.program.program import Program, set_guide
 from ingle.program.sites import Plate, Site, is_data, read_sites
 from ingle.program.snapshot import Change, Snapshot
 from ingle.program.state import Values
-from ingle.program.typical import typical_value
-from ingle.program.vectorise import is_out_of_memory, repeat, together
+from ingle.program.typical import prior_value, typical_value
+from ingle.program.vectorise import apart, is_out_of_memory, repeat, together
+from ingle.program.whitened import Whitening, new_whitening
 
 __all__ = [
     "GONE",
@@ -32,6 +33,7 @@ __all__ = [
     "Given",
     "GuideName",
     "Memory",
+    "Observed",
     "Origins",
     "OwnState",
     "Place",
@@ -43,7 +45,9 @@ __all__ = [
     "Summed",
     "Unobserve",
     "Values",
+    "Whitening",
     "amortised",
+    "apart",
     "buffers_kept",
     "buffers_of",
     "build_program",
@@ -61,8 +65,10 @@ __all__ = [
     "is_out_of_memory",
     "layers",
     "modules_kept",
+    "new_whitening",
     "origins",
     "plain_constraint",
+    "prior_value",
     "reached",
     "read_sites",
     "repeat",

@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import pyro
 from pyro import poutine
-from pyro.distributions.transforms import affine_autoregressive, iterated
 from pyro.infer import autoguide
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from ingle.errors import IngleError, OptionError
+from ingle.program.affine import autoregressive_flow
 from ingle.program.finding import Finding, as_error
 from ingle.program.sites import Plate, Site
 from ingle.program.typical import typical_value
+from ingle.program.whitened import WHITENED, Whitening
 
 __all__ = ["GuideName", "GuideRecipe", "resolve_guide"]
 
@@ -46,12 +47,17 @@ class GuideRecipe:
         description: for the card: the name and the class.
         make: builds the guide, from a start for each latent where the recipe takes one.
         takes_start: whether `make` uses the start.
+        name: of a guide by name.
+        whiten: builds the same guide so that it starts from a curvature, and moves in units of it; None where the guide
+            is the user's own.
         finish: what replaces the guide once it is trained, given the arguments of the model; None for nothing.
     """
 
     description: str
     make: Callable[[Mapping[str, Tensor] | None], Callable[..., Any]]
     takes_start: bool = False
+    name: GuideName | None = None
+    whiten: Callable[[Whitening], Callable[..., Any]] | None = None
     finish: Callable[[Any, tuple[Any, ...], dict[str, Any]], Callable[..., Any]] | None = None
 
 
@@ -74,7 +80,7 @@ def resolve_guide(
         if guide not in _CLASSES:
             names = ", ".join(repr(name) for name in get_args(GuideName))
             raise OptionError(f"guide {guide!r} does not exist; a guide by name is one of {names}")
-        return _automatic(_CLASSES[guide], guide, model, sites, batched)
+        return _automatic(_CLASSES[guide], cast(GuideName, guide), model, sites, batched)
     cls: Any = guide.func if isinstance(guide, functools.partial) else guide
     if isinstance(cls, type) and issubclass(cls, (autoguide.AutoGuide, GuideMessenger)):
         return _automatic(guide, None, model, sites, batched)
@@ -91,7 +97,7 @@ def resolve_guide(
 
 
 def _automatic(
-    factory: Any, name: str | None, model: Callable[..., Any], sites: Sequence[Site], batched: Sequence[str]
+    factory: Any, name: GuideName | None, model: Callable[..., Any], sites: Sequence[Site], batched: Sequence[str]
 ) -> GuideRecipe:
     cls: Any = factory.func if isinstance(factory, functools.partial) else factory
     latents = [site for site in sites if site.kind == "latent"]
@@ -119,27 +125,33 @@ def _automatic(
         )
     visible: Callable[..., Any] = poutine.block(model, hide=[site.name for site in hidden]) if hidden else model
 
-    def make(start: Mapping[str, Tensor] | None) -> Callable[..., Any]:
+    def made_by(factory: Any, options: Mapping[str, Any]) -> Callable[..., Any]:
         try:
-            made: Any = factory(visible, **_options(name, start))
+            made: Any = factory(visible, **options)
         except (TypeError, ValueError, AssertionError) as error:
             raise OptionError(f"{cls.__name__} cannot be made with these options: {error}") from error
         _prepare(made, sites, batched)
         return made  # type: ignore[no-any-return]
 
+    def whiten(whitening: Whitening) -> Callable[..., Any]:
+        options = {**_options(name, whitening.values), "whitening": whitening}
+        return made_by(WHITENED[cls], options)
+
     return GuideRecipe(
         cls.__name__ if name is None else f"{name!r} ({cls.__name__})",
-        make,
+        lambda start: made_by(factory, _options(name, start)),
         takes_start=name is not None and name != "flow",
+        name=name,
+        whiten=None if name is None else whiten,
         finish=_finish(cls),
     )
 
 
-def _options(name: str | None, start: Mapping[str, Tensor] | None) -> dict[str, Any]:
+def _options(name: GuideName | None, start: Mapping[str, Tensor] | None) -> dict[str, Any]:
     if name is None:
         return {}
     if name == "flow":
-        return {"init_transform_fn": functools.partial(iterated, 2, affine_autoregressive)}
+        return {"init_transform_fn": autoregressive_flow}
     options: dict[str, Any] = {"init_loc_fn": init_to_value(values=dict(start or {}), fallback=typical_value)}
     if name in ("normal", "multivariate_normal", "low_rank"):
         options["init_scale"] = INIT_SCALE

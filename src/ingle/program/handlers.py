@@ -16,7 +16,7 @@ from ingle.errors import IngleError, OptionError
 from ingle.program.finding import Finding, as_error
 from ingle.program.sites import is_data
 
-__all__ = ["Given", "Leaves", "ProbeRows", "Rows", "Unobserve", "Watch"]
+__all__ = ["Given", "Leaves", "Observed", "ProbeRows", "Rows", "Unobserve", "Watch"]
 
 
 class Rows(Messenger):
@@ -79,6 +79,18 @@ class Given(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
             msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class Observed(Messenger):
+    """Observed sites have other values than the data hold for them."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and is_data(msg):
+            msg["value"] = self.values[msg["name"]]
 
 
 class Unobserve(Messenger):

@@ -25,6 +25,7 @@ from ingle.program.memory import Memory
 from ingle.program.modules import at_rest, buffers_of, find_modules
 from ingle.program.sites import Site, read_sites
 from ingle.program.typical import drawn_value
+from ingle.program.whitened import Whitening
 from ingle.runtime import validation
 
 __all__ = ["Program", "set_guide"]
@@ -208,9 +209,18 @@ class Program:
         }
 
 
-def set_guide(program: Program, start: Mapping[str, Tensor] | None = None, *, check: bool = True) -> None:
-    """Make the guide from its recipe, from `start` where the recipe takes one, and run it once."""
-    program.guide = program.recipe.make(start)
+def set_guide(
+    program: Program,
+    start: Mapping[str, Tensor] | None = None,
+    *,
+    whitening: Whitening | None = None,
+    check: bool = True,
+) -> None:
+    """Make the guide from its recipe, from `start` where the recipe takes one, or from a curvature, and run it once."""
+    if whitening is not None and program.recipe.whiten is not None:
+        program.guide = program.recipe.whiten(whitening)
+    else:
+        program.guide = program.recipe.make(start)
     if check:
         check_call("guide", program.guide, program.data)
     with validation(check), torch.no_grad(), program.probe, program.explained("guide"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from pyro.infer.autoguide.initialization import init_to_median, init_to_sample
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ingle.program.distributions import to_support
 
-__all__ = ["drawn_value", "typical_value"]
+__all__ = ["drawn_value", "prior_value", "typical_value"]
 
 
 def typical_value(site: Any) -> Tensor:
@@ -24,6 +25,11 @@ def typical_value(site: Any) -> Tensor:
 def drawn_value(site: Any) -> Tensor:
     """A draw from the prior of a site; zero, unconstrained, where the prior cannot be drawn."""
     return _value(site, init_to_sample)
+
+
+def prior_value(how: Literal["draw", "median"]) -> Callable[[Any], Tensor]:
+    """The one or the other of the two, by name."""
+    return drawn_value if how == "draw" else typical_value
 
 
 def _value(site: Any, choose: Any) -> Tensor:

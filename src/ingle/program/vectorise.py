@@ -6,7 +6,8 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 import pyro
 import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.ops.einsum import torch_log
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["is_out_of_memory", "repeat", "together"]
+__all__ = ["apart", "is_out_of_memory", "repeat", "together"]
 
 _Tree = Mapping[str, Any]  # of tensors, or of names to tensors
 
@@ -73,6 +75,44 @@ def together(run: Callable[[Any], Any], given: _Tree) -> Any:
         return torch.vmap(run)(given)
 
 
+def apart(run: Callable[[Any], Any], given: _Tree) -> Any:
+    """`run` at all elements of `given` at once, each with its own noise, gradients too, or an error of `torch.vmap`."""
+    with warnings.catch_warnings(), _FunctionalNoise(), _batched_logs():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # slower, still right
+        return torch.vmap(run, randomness="different")(given)
+
+
+@contextmanager
+def _batched_logs() -> Iterator[None]:
+    """Inside, Pyro's sums over discrete latents take logarithms that vmap can take."""
+    sums: Any = torch_log
+    before = sums.safe_log
+    sums.safe_log = _SafeLog.apply
+    try:
+        yield
+    finally:
+        sums.safe_log = before
+
+
+class _SafeLog(torch.autograd.Function):
+    """The logarithm as `pyro.ops.special.safe_log` has it, its gradient finite at 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.log()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return gradients[0] / x.clamp(min=torch.finfo(x.dtype).eps)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no memory left."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
@@ -111,9 +151,17 @@ class _FunctionalNoise(TorchFunctionMode):
         if func == _DATA:
             return args[0].detach()  # Pyro's enumeration reads shapes through `.data`, which vmap refuses
         noise = _NOISE.get(func)
-        if noise is None or not sys._getframe(1).f_code.co_filename.startswith(_SAMPLERS):
+        if noise is None or not _caller().startswith(_SAMPLERS):
             return func(*args, **(kwargs or {}))
         return noise(*args, **(kwargs or {}))
+
+
+def _caller() -> str:
+    """The file that called a function of torch, modes that look on passed over."""
+    frame: Any = sys._getframe(2)
+    while frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return str(frame.f_code.co_filename)
 
 
 class _DirichletByGamma(Messenger):
@@ -155,7 +203,14 @@ def _cauchy(like: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:
     return median + sigma * torch.tan(math.pi * (torch.rand_like(like) - 0.5))
 
 
+def _normal_of(mean: Any, std: Any, *size: Any, **options: Any) -> Tensor:
+    if size or options or not isinstance(mean, Tensor) or not isinstance(std, Tensor):
+        return torch.normal(mean, std, *size, **options)
+    return mean + std * torch.randn_like(mean + std)
+
+
 _NOISE: dict[Any, Callable[..., Tensor]] = {
+    torch.normal: _normal_of,
     torch.Tensor.normal_: _normal,
     torch.Tensor.uniform_: _uniform,
     torch.Tensor.exponential_: _exponential,

@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from ingle.program import Program, Site
-from ingle.trust import trend
+from ingle.trust import Verdict
 
 if TYPE_CHECKING:
     from ingle.fitted import Fit
 
 __all__ = ["card"]
 
+_LINES = 15
 
-def card(fit: Fit, program: Program) -> str:
+
+def card(fit: Fit, program: Program, verdict: Verdict | None) -> str:
     """At most 15 lines, one fact a line."""
     name = getattr(fit.model, "__name__", type(fit.model).__name__)
     lines = [
         f"Fit of {name}",
         f"  guide       {program.recipe.description}: {_latents(program)}",
         f"  objective   {fit.objective}: {fit.objective_reason}",
+        f"  start       {fit.start}",
         f"  optimiser   {fit.optimiser}",
         f"  engine      {fit.engine}, {str(fit.dtype).removeprefix('torch.')} on {fit.device}, seed {fit.seed}, "
         f"torch {torch.__version__}",
@@ -32,12 +35,26 @@ def card(fit: Fit, program: Program) -> str:
         ),
         f"  stopped     after {fit.steps:,} steps in {fit.seconds:.1f} s: {fit.reason}",
     ]
-    if fit.steps:
+    notes = [f"  note        {note}" for note in fit.notes]
+    if verdict is None:
+        told = ["  verdict     not of this fit any more: it was gone on with"]
+    else:
+        told = _verdict(verdict, _LINES - len(lines) - min(len(notes), 2))
+    if fit.steps and (verdict is None or math.isnan(verdict.elbo)):
         mean, se, window = fit.elbo
-        lines.append(f"  ELBO        {mean:,.2f} ± {se:.2g} (mean and standard error of the last {window:,} steps)")
-    lines.append(f"  converged   {_converged(fit)}")
-    lines.extend(f"  note        {note}" for note in fit.notes)
-    return "\n".join(lines)
+        told.append(f"  ELBO        {mean:,.2f} ± {se:.2g} (mean and standard error of the last {window:,} steps)")
+    return "\n".join([*lines, *told, *notes][:_LINES])
+
+
+def _verdict(verdict: Verdict, room: int) -> list[str]:
+    """What it is and why, what to try, and as many of its figures as there is room for."""
+    first, *others = verdict.reasons or ("",)
+    told = [f"  verdict     {verdict.status}: {first}"]
+    if verdict.status != "ok":
+        told += [f"              {reason}" for reason in others[:1]]
+        told += [f"  try         {advice}" for advice in verdict.advice[:1]]
+    figures = [f"  {name:<12}{figure}" for name, figure in verdict.figures]
+    return [*told, *figures[: max(1, room - len(told))]]
 
 
 def _latents(program: Program) -> str:
@@ -46,17 +63,3 @@ def _latents(program: Program) -> str:
         return "no latents to draw"
     shown = ", ".join(site.name for site in sites[:6]) + (", …" if len(sites) > 6 else "")
     return f"{len(sites)} latent {'site' if len(sites) == 1 else 'sites'} ({shown})"
-
-
-def _converged(fit: Fit) -> str:
-    """In words, from the rule that stopped the fit and the course of the ELBO over its last fifth."""
-    last = trend(fit.losses[-max(len(fit.losses) // 5, 40) :])
-    if fit.stopped == "plateau":
-        return "by the plateau rule on the ELBO; how near the guide is to the posterior was not checked"
-    if math.isnan(last.se):
-        return "not known: too few steps to tell"
-    if last.falling:
-        return f"no: the ELBO still rose by {last.fall:.2g} nats within the last fifth of the steps; give it more"
-    if fit.stopped == "steps":
-        return "the ELBO did not rise in the last fifth of the steps; how near the posterior is was not checked"
-    return "not known: the fit was stopped before its end"

@@ -74,7 +74,8 @@ def masked_rows(program: Program, drawn: Mapping[str, Tensor]) -> dict[str, tupl
             continue
         batch = torch.broadcast_shapes(node["fn"].batch_shape, _batch_shape(node))
         event_dim = len(node["fn"].event_shape)
-        rows = (seen.flatten(-event_dim).any(-1) if event_dim else seen).expand(batch)
+        rows = seen.flatten(-event_dim).any(-1) if event_dim else seen
+        rows = rows.expand(torch.broadcast_shapes(rows.shape, batch))
         if not bool(rows.all()):
             found[site.name] = (int((~rows).sum()), rows.numel())
     return found
@@ -108,7 +109,7 @@ def _seen(node: Any) -> Tensor | None:
     seen: Tensor | None = None
     for mask, event_dim in masks:
         if mask is not None:
-            each = torch.as_tensor(mask)
+            each = torch.as_tensor(mask, device=node["value"].device)
             each = each.reshape(each.shape + (1,) * event_dim)
             seen = each if seen is None else seen & each
     return None if seen is None else seen.expand(torch.broadcast_shapes(seen.shape, (1,) * node["value"].dim()))

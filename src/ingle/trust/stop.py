@@ -1,119 +1,290 @@
-"""When a fit stops by itself: a plain rule on the smoothed ELBO, and whether it was still rising at the end."""
+"""When a fit stops by itself: at fixed learning rates, by what the averages of the parameters have settled to."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from pyro.nn import PyroModule
+from torch import Tensor
 
-__all__ = ["Decision", "Plateau", "Trend", "trend"]
+from ingle.program import Program
+from ingle.runtime import Runtime
+from ingle.trust.margins import Margins, countable, margins, placed
+from ingle.trust.plateau import Decision, Plateau, trend
+from ingle.trust.stationary import best_window, effective_sizes
+from ingle.trust.trail import Trail
 
+__all__ = ["Steady", "Stopping"]
 
-class Decision(Enum):
-    """What to do after a look at the losses."""
-
-    GO_ON = "go on"
-    DECAY = "lower the learning rate"
-    STOP = "stop"
-    BUDGET = "stop at the budget"
+_RHAT = 1.1  # at most, of a window that is stationary
+_ESS = 25.0  # at least, of every parameter in the window
+_MCSE = 0.1  # at most, of the averages at the first learning rate, in sds; halved with the rate
+_FINEST = 0.025  # below which the error of an average is not asked to go
+_GAIN = 0.1  # sds by which averages at two learning rates may differ beyond noise
+_DEARER = 2.0  # times that at most, where the steps of another learning rate are many times those so far
+_LATER = 0.05  # of the steps at a learning rate, from one look to the next
+_PARTS = 10  # of a window, whose averages tell the error of the whole
 
 
 @dataclass(frozen=True)
-class Trend:
-    """How much a stretch of losses fell from its first to its second half, in nats, with its standard error."""
-
-    fall: float
-    se: float
-
-    @property
-    def falling(self) -> bool:
-        """The fall is more than noise: two standard errors, and a hundredth of a nat."""
-        return self.fall > max(2.0 * self.se, 0.01)
-
-
-def trend(losses: NDArray[np.float64]) -> Trend:
-    """The fall of the mean from the first to the second half of `losses`, shape (steps,).
-
-    The standard error is that of batch means, 10 in each half, so that slow wandering of the parameters counts
-    as noise.
-    """
-    half = len(losses) // 2
-    if half < 20:
-        return Trend(math.nan, math.nan)
-    first, second = losses[:half], losses[len(losses) - half :]
-    variance = sum(_variance_of_mean(part) for part in (first, second))
-    return Trend(float(first.mean() - second.mean()), math.sqrt(variance))
-
-
-def _variance_of_mean(losses: NDArray[np.float64]) -> float:
-    size = len(losses) // 10
-    means = losses[len(losses) - 10 * size :].reshape(10, size).mean(axis=1)
-    return float(means.var(ddof=1)) / 10
-
-
-class Plateau:
-    """Stops once the smoothed ELBO has levelled off at the last of several learning rates.
-
-    Every 500 steps the last two thirds of the steps at this learning rate are looked at. They are level where their
-    second half is no better than their first by more than noise, and where the noise is small enough to tell (a
-    standard error of 0.05 nats) or there were steps enough (4,000 at the first learning rate, 1,000 at the others).
-    Then the learning rate is lowered to 0.3 of itself, or, after the last, the fit stops.
-
-    Args:
-        decays: lower the learning rate `LEVELS - 1` times; where it is the user's, the first plateau is the last.
-        since: the step from which the learning rate stays where it is.
+class Steady:
+    """How settled the parameters are over the steps that look most settled.
 
     Attributes:
-        levels: how many learning rates there are.
-        looked: the step of the last look.
+        window: how many steps those are, back from the last.
+        rhat: the largest split R-hat of a parameter there; of 64 random sums of them where there are above 2,000.
+        ess: the smallest effective sample size of a parameter there.
+        drift: the largest difference between the averages of their halves: of a latent's mean, in its sds, or of its
+            log sd. NaN where nothing varies under the guide, or it draws too many numbers.
+        mcse: the largest Monte Carlo standard error of the averages over them, in the same units.
     """
 
-    EVERY = 500
-    LEVELS = 5
-    FACTOR = 0.3
-    SE = 0.05
+    window: int
+    rhat: float
+    ess: float
+    drift: float
+    mcse: float
+
+
+class Stopping:
+    """The rule that ends a fit, a look every 200 steps, and when those are many every twentieth of them.
+
+    At a learning rate the fit goes on until, over the best of five trailing windows, split R-hat of the parameters is
+    at most 1.1; until their averages over that window have a Monte Carlo standard error of at most 0.1 sd of what the
+    guide draws (halved at each further rate, to 0.025) and 25 effective samples; and until the ELBO no longer rises.
+    Then the rate is halved, unless the averages at the last two rates differ by less than 0.1 sd beyond their errors:
+    as the bias falls with the rate, that is also how far the last is from its limit. Where the steps predicted for
+    another rate are twice those so far or more, 0.2 sd do not repay them. The result is the average at the last rate.
+
+    Networks and point masses, which have no such units, or never come to rest, are judged by the ELBO alone
+    (`Plateau`), and averaged over the last half of the steps at the last rate.
+
+    Args:
+        program, runtime: of the fit.
+        decays: the learning rate is Ingle's to lower; otherwise the first that is settled is the last.
+        waits: the fit takes a given number of steps first, with a learning rate that falls as it goes; the rule begins
+            when it is told to.
+
+    Attributes:
+        begun: the rule counts.
+        reason: why it stopped, in words.
+        looked: the step of the last look.
+        trail: where the parameters have been at this learning rate.
+
+    References:
+        Welandawe, Andersen, Vehtari and Huggins (2022), A Framework for Improving the Reliability of Black-box
+        Variational Inference.
+        Dhaka, Catalina, Andersen, Magnusson, Huggins and Vehtari (2020), Robust, Accurate Stochastic Optimization for
+        Variational Inference.
+        Polyak and Juditsky (1992), Acceleration of Stochastic Approximation by Averaging.
+    """
+
+    EVERY = 200
+    FACTOR = 0.5
     MAX_STEPS = 50_000
+    SECONDS = 1_800.0
 
-    def __init__(self, *, decays: bool, since: int = 0) -> None:
-        self.levels = self.LEVELS if decays else 1
+    def __init__(self, program: Program, runtime: Runtime, *, decays: bool, waits: bool = False) -> None:
+        self._program, self._runtime = program, runtime
+        self._decays = decays
         self.looked = 0
+        self.reason = ""
+        self.trail = Trail()
+        self.begun = not waits
+        self._plateau = Plateau(decays=decays)
+        self._by_losses: bool | None = None
         self._level = 1
-        self._since = math.ceil(since / self.EVERY) * self.EVERY
-        self._budget = self.MAX_STEPS
+        self._wait = 0  # the step before which another look is not worth it
+        self._steps = self.MAX_STEPS
+        self._seconds = self.SECONDS
+        self._before: Margins | None = None
+        self._error_before = 0.0
+        self._average: dict[str, Tensor] | None = None
 
-    def look(self, losses: NDArray[np.float64]) -> Decision:
-        """Decide from all losses so far, shape (steps,)."""
-        self.looked = len(losses)
-        here = len(losses) - self._since
-        if here >= 2 * self.EVERY and here % self.EVERY == 0:
-            found = trend(losses[-2 * here // 3 :])
-            enough = here >= (8 if self._level == 1 else 2) * self.EVERY
-            if not found.falling and (enough or found.se <= self.SE):
-                if self._level == self.levels:
-                    return Decision.STOP
-                self._level += 1
-                self._since = len(losses)
-                return Decision.DECAY
-        return Decision.BUDGET if len(losses) >= self._budget else Decision.GO_ON
+    @property
+    def factor(self) -> float:
+        """By which the learning rate is lowered."""
+        return Plateau.FACTOR if self._is_by_losses() else self.FACTOR
 
-    def extend(self, steps: int) -> None:
-        """Allow another budget after `steps`."""
-        self._budget = steps + self.MAX_STEPS
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        """The parameters that it settled on, unconstrained, by name; None before that."""
+        return self._average
 
-    def capture(self) -> dict[str, int]:
-        """The state, in numbers."""
+    def look(self, losses: NDArray[np.float64], seconds: float) -> Decision:
+        """Decide from all losses so far, shape (steps,), the trail, and the seconds that the steps took."""
+        self.looked = taken = len(losses)
+        decision = self._plateaued(losses) if self._is_by_losses() else self._settled(losses)
+        if decision is Decision.GO_ON and taken >= self._steps:
+            self.reason = f"{taken:,} steps, the most that a fit takes by itself; resume() goes on"
+            decision = Decision.BUDGET
+        if decision is Decision.GO_ON and seconds >= self._seconds:
+            self.reason = f"{seconds / 60:.0f} minutes, the most that a fit takes by itself; resume() goes on"
+            decision = Decision.BUDGET
+        if decision is Decision.BUDGET:
+            self._average = self._best_average()
+        return decision
+
+    def begin(self, step: int) -> None:
+        """From `step` on it counts."""
+        self.begun = True
+        self.trail, self._plateau = Trail(step), Plateau(decays=self._decays, since=step)
+
+    def forget(self) -> None:
+        """Another run begins: what the last one settled on is not its result."""
+        self._average = None
+
+    def extend(self, steps: int, seconds: float) -> None:
+        """Allow another budget after `steps` steps."""
+        self._steps, self._seconds = steps + self.MAX_STEPS, seconds + self.SECONDS
+
+    def broken_off(self) -> None:
+        """The run ends before the rule is done: the result is the average, where there is a settled stretch."""
+        self._average = self._best_average()
+
+    def steady(self) -> Steady | None:
+        """How settled the parameters are; None where there were too few steps to tell."""
+        points = self.trail.points()
+        window, rhat = best_window(points)
+        if not window:
+            return None
+        ess = float(effective_sizes(points[-window:]).min())
+        steps = window * self.trail.every
+        if not self._has_margins():
+            return Steady(steps, rhat, ess, math.nan, math.nan)
+        halves = [self._margins_at(values) for values in self.trail.averages(window, 2, self._program.leaves())]
+        drift = float(np.abs(halves[0].distances(halves[-1])).max(initial=0.0))
+        return Steady(steps, rhat, ess, drift, float(self._errors(window).max(initial=0.0)))
+
+    def capture(self) -> dict[str, Any]:
+        """The state, in numbers and tensors that nothing changes any more."""
         return {
-            "levels": self.levels,
-            "level": self._level,
-            "since": self._since,
             "looked": self.looked,
-            "budget": self._budget,
+            "begun": self.begun,
+            "trail": self.trail.capture(),
+            "plateau": self._plateau.capture(),
+            "level": self._level,
+            "wait": self._wait,
+            "steps": self._steps,
+            "seconds": self._seconds,
+            "before": None if self._before is None else torch.tensor(np.stack([self._before.mean, self._before.sd])),
+            "error": self._error_before,
+            "average": self._average,
         }
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a captured state."""
-        self.levels, self._level, self._since = state["levels"], state["level"], state["since"]
-        self.looked, self._budget = state["looked"], state["budget"]
+        self.looked, self.begun = state["looked"], state["begun"]
+        self.trail.restore(state["trail"], self._runtime.device)
+        self._plateau.restore(state["plateau"])
+        self._level, self._wait = state["level"], state["wait"]
+        self._steps, self._seconds = state["steps"], state["seconds"]
+        self._before = None if state["before"] is None else Margins(*state["before"].numpy())
+        self._error_before, self._average = state["error"], state["average"]
+
+    def _settled(self, losses: NDArray[np.float64]) -> Decision:
+        taken, points = len(losses), self.trail.points()
+        if taken < self._wait:
+            return Decision.GO_ON
+        self._wait = taken + int(_LATER * (taken - self.trail.since))
+        window, rhat = best_window(points)
+        if rhat > _RHAT or effective_sizes(points[-window:]).min() < _ESS:
+            return Decision.GO_ON
+        steps = window * self.trail.every
+        if trend(losses[-steps:]).falling:
+            return Decision.GO_ON
+        target = max(_FINEST, _MCSE * self.FACTOR ** (self._level - 1)) if self._decays else _MCSE * self.FACTOR
+        error = float(self._errors(window).max(initial=0.0))
+        if error > target:
+            self._wait = max(self._wait, taken + int(steps * min(4.0, (error / target) ** 2 - 1.0) / 2))
+            return Decision.GO_ON
+        (average,) = self.trail.averages(window, 1, self._program.leaves())
+        now = self._margins_at(average)
+        gain = math.inf if self._before is None else self._gain(now, error)
+        self._before, self._error_before = now, error
+        self._average = average
+        if not self._decays:
+            self.reason = f"settled: R-hat {rhat:.2f}, averages over {steps:,} steps known to {error:.2f} sd"
+            return Decision.STOP
+        ahead = (taken - self.trail.since) / self.FACTOR**2  # half the error takes four times the steps
+        if self._level > 1 and gain <= _GAIN * min(_DEARER, max(1.0, ahead / taken)):
+            self.reason = (
+                f"settled: R-hat {rhat:.2f}, averages over {steps:,} steps known to {error:.2f} sd, and "
+                f"{gain:.2f} sd from those at twice the learning rate"
+            )
+            return Decision.STOP
+        self._level += 1
+        self._wait = 0
+        self.trail = Trail(taken)
+        return Decision.DECAY
+
+    def _gain(self, now: Margins, error: float) -> float:
+        """How far the averages moved with the learning rate, in sds: the largest distance beyond noise."""
+        assert self._before is not None
+        moved = np.abs(now.distances(self._before))
+        noise = math.hypot(error, self._error_before)
+        return float(max(0.0, moved.max(initial=0.0) - noise))
+
+    def _plateaued(self, losses: NDArray[np.float64]) -> Decision:
+        decision = self._plateau.look(losses)
+        if decision is Decision.DECAY:
+            self.trail = Trail(len(losses))
+        elif decision is Decision.STOP:
+            rates = f" at each of {self._plateau.levels} learning rates" if self._plateau.levels > 1 else ""
+            self.reason = f"the smoothed ELBO levelled off{rates}"
+            self._average = self._best_average()
+        return decision
+
+    def _best_average(self) -> dict[str, Tensor] | None:
+        points = self.trail.points()
+        window, rhat = best_window(points)
+        if self._is_by_losses():
+            window = len(points) // 2
+        elif rhat > _RHAT:
+            return None
+        return self.trail.averages(window, 1, self._program.leaves())[0] if window else None
+
+    def _is_by_losses(self) -> bool:
+        if self._by_losses is None:
+            self._by_losses = bool(_networks(self._program)) or not self._has_margins()
+        return self._by_losses
+
+    def _has_margins(self) -> bool:
+        return countable(self._program) and margins(self._program, self._runtime).spread
+
+    def _errors(self, window: int) -> NDArray[np.float64]:
+        """Standard errors of the averages over the last `window` points, in sds, from the averages of their parts."""
+        parts = self.trail.averages(window, _PARTS, self._program.leaves())
+        (whole,) = self.trail.averages(window, 1, self._program.leaves())
+        centre = self._margins_at(whole)
+        apart = np.stack([self._margins_at(part).distances(centre) for part in parts])
+        errors: NDArray[np.float64] = apart.std(0, ddof=1) / math.sqrt(len(parts))
+        return errors
+
+    def _margins_at(self, values: Mapping[str, Tensor]) -> Margins:
+        with placed(self._program, values):
+            return margins(self._program, self._runtime)
+
+
+def _networks(program: Program) -> list[str]:
+    """Names of the trained parameters that are those of networks."""
+    trained = {id(leaf): name for name, leaf in program.leaves().items()}
+    return [
+        trained[id(parameter)]
+        for module in program.modules()
+        for part in module.modules()
+        if _is_layer(part) or not isinstance(part, PyroModule)
+        for parameter in part.parameters(recurse=False)
+        if id(parameter) in trained
+    ]
+
+
+def _is_layer(part: torch.nn.Module) -> bool:
+    bases = (base for base in type(part).__mro__ if base is not torch.nn.Module)
+    return any(base.__module__.startswith("torch.nn") for base in bases)
