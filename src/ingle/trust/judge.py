@@ -260,8 +260,8 @@ class _Look:
             "khat_threshold": limit,
             "ess": float(ess.median()),
         }
-        near = _near(self.weighed, elements_of=math.prod(khat.shape)).reshape(khat.shape)
-        good = (khat < limit) & (ess > _FEWEST) & ((khat < _KHAT_SURE) | torch.from_numpy(~near).to(khat.device))
+        near = torch.from_numpy(_near(self.weighed, elements_of=khat.numel())).to(khat.device).reshape(khat.shape)
+        good = (khat < limit) & (ess > _FEWEST) & ((khat < _KHAT_SURE) | ~near)
         self.khat, self.believed_rows = khat.reshape(-1).cpu().numpy(), good.reshape(-1).cpu().numpy()
         return float(good.double().mean()) >= (1.0 if good.dim() == 0 else 1.0 - _ROWS / 2)
 

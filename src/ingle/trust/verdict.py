@@ -163,8 +163,9 @@ class Verdict:
             found[name] = None if found[name] is None else Worst(**found[name])
         found["modes"] = tuple(Mode(**mode) for mode in found["modes"])
         if found["_shifts"] is not None:
-            found["_shifts"] = Shifts(
-                **{name: part.numpy() if isinstance(part, torch.Tensor) else part
-                   for name, part in found["_shifts"].items()}
-            )  # fmt: skip
+            columns: dict[str, Any] = {
+                name: part.numpy() if isinstance(part, torch.Tensor) else part
+                for name, part in found["_shifts"].items()
+            }
+            found["_shifts"] = Shifts(**columns)
         return cls(**found)
