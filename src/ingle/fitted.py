@@ -90,7 +90,7 @@ class Fit:
         NaN, NaN and 0 where no step was taken.
         """
         tail = self.losses[-max(len(self.losses) // 10, 100) :]
-        if len(tail) == 0:
+        if not len(tail):
             return math.nan, math.nan, 0
         se = float(tail.std(ddof=1)) / math.sqrt(len(tail)) if len(tail) > 1 else math.nan
         return -float(tail.mean()), se, len(tail)
@@ -125,8 +125,7 @@ class Fit:
         value, until `resume()` begins anew with the first. A checkpoint goes on being written.
 
         The parameters are trained on in place, so this `Fit` sees them too: its draws change, with a warning, while
-        its losses stay.
-        Resuming or saving this one again goes on from the newest step.
+        its losses stay. Resuming or saving this one again goes on from the newest step.
 
         Args:
             steps: how many more, the last of them the result. None goes on until the fit settles.
@@ -211,8 +210,8 @@ class Fit:
         return self._training is not None and len(self._training.losses) != self.steps
 
     def _warn_of_newer(self) -> None:
-        if self._newer:
-            newest = len(self._training.losses) if self._training is not None else self.steps
+        if self._newer and self._training is not None:
+            newest = len(self._training.losses)
             warn(
                 f"this fit was gone on with to {newest:,} steps, and its parameters are those now; use the Fit that "
                 "resume returned",
@@ -348,8 +347,6 @@ class Fit:
                 leave-one-out (`az.loo`), or counts masked data; or weights are too uneven to be trusted.
 
         References:
-            Kumar, Carroll, Hartikainen and Martin (2019), ArviZ, a unified library for exploratory analysis of
-            Bayesian models in Python.
             Vehtari et al. (2024), Pareto Smoothed Importance Sampling (`weighted`).
         """
         positive_integer("draws", draws)
@@ -362,7 +359,10 @@ class Fit:
 
     def summary(self, draws: int = 1_000, *, seed: int | None = None) -> Any:
         """Mean, sd and interval of every latent and deterministic site, as a DataFrame made by ArviZ."""
-        return results.summary(self.to_arviz(draws, groups=["posterior"], seed=seed))
+        positive_integer("draws", draws)
+        with self._scope(seed):
+            found, _ = results.collect(self._program, draws, groups=["posterior"], weighted=False)
+        return results.summary(results.to_arviz(found, coords=None, dims=None, attributes={}))
 
     def gradient_report(
         self, objectives: Any, num_samples: int = 1_000, *, compile: Compile = "auto", seed: int | None = None
@@ -397,23 +397,5 @@ def carry_on(model: Callable[..., Any], training: Training, work: Callable[[], N
 
 def _result(model: Callable[..., Any], training: Training) -> Fit:
     return Fit(
-        losses=np.array(training.losses, dtype=np.float64),
-        stopped=training.stopped,
-        reason=training.reason,
-        steps=len(training.losses),
-        seconds=training.seconds,
-        model=model,
-        guide=training.program.guide,
-        objective=training.choice.name,
-        objective_reason=training.choice.reason,
-        optimiser=training.optimisers.description,
-        engine=training.engine.name,
-        dtype=training.runtime.dtype,
-        device=training.runtime.device,
-        seed=training.runtime.seed,
-        start=training.start.description,
-        notes=(*training.notes, *training.engine.notes),
-        _program=training.program,
-        _runtime=training.runtime,
-        _training=training,
+        **training.outcome(), model=model, _program=training.program, _runtime=training.runtime, _training=training
     )

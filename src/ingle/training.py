@@ -86,6 +86,26 @@ class Training:
         """How settled the parameters were at the end; None where there were too few steps to tell."""
         return self._rule.steady()
 
+    def outcome(self) -> dict[str, Any]:
+        """What came out so far, by the attributes of `Fit`."""
+        return {
+            "losses": np.array(self.losses, dtype=np.float64),
+            "stopped": self.stopped,
+            "reason": self.reason,
+            "steps": len(self.losses),
+            "seconds": self.seconds,
+            "guide": self.program.guide,
+            "objective": self.choice.name,
+            "objective_reason": self.choice.reason,
+            "optimiser": self.optimisers.description,
+            "engine": self.engine.name,
+            "dtype": self.runtime.dtype,
+            "device": self.runtime.device,
+            "seed": self.runtime.seed,
+            "start": self.start.description,
+            "notes": (*self.notes, *self.engine.notes),
+        }
+
     def go(self, steps: int | None) -> None:
         """Train up to `steps` in all, or until the rule stops, then finish the guide and write the last checkpoint.
 

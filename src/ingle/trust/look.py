@@ -1,0 +1,235 @@
+"""Where the posterior lies beside the guide: the guide's draws, weighted, or Hamiltonian chains begun at them.
+
+Which of the two is asked, and when it is believed:
+
+- Weights of normal guides have k = 1 - (guide sd / posterior sd)^2 in the limit, so that an sd 30% too small has k of
+  0.5: at 0.5 (`_KHAT`), not at 0.7, is where the corrected sd begins to lag behind the posterior's. Above it chains are
+  asked. Below, weights still make shifts too small where the tail is not light (by a third at k of 0.4), so that from
+  0.2 (`_KHAT_SURE`) on chains are asked too where a shift is more than half its limit. Above 0.7 (`_KHAT_MOST`)
+  weights are asked no more, even where there are no chains.
+- Chains are believed once ends and beginnings have a correlation of at most 0.35 over 256 chains (`_HELD`: chance gives
+  0.06, and 0.2 for the largest of a thousand), since a shift seen by chains that keep a third of their way is two
+  thirds of the true one at the least; and once their halves differ by no more than 0.15 sd beyond chance (`_DRIFT`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ingle.errors import IngleError, OptionError
+from ingle.evidence import (
+    Elements,
+    Sampler,
+    Space,
+    Survey,
+    drawn_by_guide,
+    from_guide,
+    khat_threshold,
+    psis,
+    refuse_shared,
+    resolve_per,
+    why_no_weights,
+)
+from ingle.program import Program, Site
+from ingle.runtime import Runtime
+from ingle.trust.case import Case
+from ingle.trust.chains import Chains, run_chains
+from ingle.trust.modes import smoothed_mean
+from ingle.trust.shift import Shifts, by_chains, by_weights, near_limits
+
+__all__ = ["Seen", "drawn_sites", "look"]
+
+_KHAT, _KHAT_SURE, _KHAT_MOST = 0.5, 0.2, 0.7
+_FEWEST = 200  # effective draws, below which an sd is not known to 5%
+_ROWS = 0.025  # of many rows, whose weights may be beyond belief
+_HELD, _DRIFT, _ACCEPTED = 0.35, 0.15, 0.4
+_EMPTY = 0.01  # of the draws, where the model may have no density
+
+_DRAWS = (400, 4_000)  # of the guide
+_NUMBERS = 2**23  # of latents in all draws
+_WRITTEN = 2**31  # bytes that all draws may write
+_CHAINS = (64, 256)
+_CHEAP = 2**24  # bytes that all chains write at a step, up to which more of them cost little
+_POINTS = 2**18  # numbers of all chains
+_GRADIENTS = (80, 240)  # of all chains at once; a twentieth of the steps in between
+_STREAM = 77  # of random numbers, of its own
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at the guide's draws found.
+
+    Attributes:
+        values: the draws by site, shape (n, *site shape).
+        log_mass: log of the mass that they reach, in nats; NaN where it is not known.
+        shifts: of means and sds from guide to posterior; None where nothing could be compared.
+        doubt: why the shifts may be smaller than they seem; empty where there is no reason.
+    """
+
+    values: Mapping[str, Tensor]
+    log_mass: float
+    shifts: Shifts | None
+    doubt: str
+
+
+def look(program: Program, runtime: Runtime, case: Case, steps: int) -> Seen:
+    """Compare the guide's draws with the posterior; figures, and draws without density, go to the case.
+
+    Args:
+        program, runtime: of the fit, inside a scope of it.
+        case: to add to.
+        steps: of the fit, which what is spent here keeps to.
+    """
+    return _Look(program, runtime, case, steps).seen()
+
+
+def drawn_sites(program: Program) -> list[Site]:
+    """The latents that the guide draws, whole."""
+    return [site for site in program.latents if site.name not in program.enumerated and not program.partial(site)]
+
+
+class _Look:
+    def __init__(self, program: Program, runtime: Runtime, case: Case, steps: int) -> None:
+        self.program, self.runtime, self.case, self.steps = program, runtime, case, steps
+        self.sites = drawn_sites(program)
+        self.elements = self._elements()
+        self.sampler = Sampler(program, runtime, self.elements, {}, None)
+        survey = Survey(self.sampler)
+        self.proposal = from_guide(program, self.elements, {}, survey.masks)
+
+    def seen(self) -> Seen:
+        self._draw()
+        weighed, log_mass, doubt = self._weigh()
+        if doubt:
+            moved = self._move()
+            if moved is not None:
+                return Seen(self.values, log_mass, *moved)
+            if self.usable:
+                doubt = ""
+        return Seen(self.values, log_mass, weighed, doubt)
+
+    def _elements(self) -> Elements:
+        """Weights by row, where every latent is of single rows that share nothing."""
+        common = set.intersection(*({plate.name for plate in site.plates} for site in self.sites))
+        sizes = {plate.name: plate.full_size for plate in self.sites[0].plates if plate.name in common}
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            try:
+                elements = resolve_per(name, self.program, (), drawn_by_guide(self.program))
+                sampler = Sampler(self.program, self.runtime, elements, {}, None)
+                survey = Survey(sampler)
+                refuse_shared(sampler, from_guide(self.program, elements, {}, survey.masks))
+            except OptionError:
+                continue
+            self.case.figures["per"] = name
+            return elements
+        return Elements()
+
+    def _draw(self) -> None:
+        numbers = sum(math.prod(site.value_shape) for site in self.sites)
+        values, n = self.sampler.first(self.proposal)
+        self.sampler.log_p(values, n)  # which tells what one run writes
+        written = max(1, self.sampler.written)
+        n = max(_DRAWS[0], min(_DRAWS[1], _NUMBERS // max(1, numbers), _WRITTEN // written))
+        parts = list(self.sampler.blocks(self.proposal, n, stream=_STREAM))
+        self.values = {name: torch.cat([drawn[name] for drawn, _ in parts]) for name in self.proposal.latents}
+        self.log_q = torch.cat([log_q for _, log_q in parts])
+        self.n = n
+        self.case.figures["num_samples"] = n
+
+    def _weigh(self) -> tuple[Shifts | None, float, str]:
+        """Shifts by weights, the log mass, and why these are not to be believed without more ado."""
+        self.usable = False
+        why = why_no_weights(self.program)
+        if why is not None:
+            self.case.not_looked.append(f"importance weights: {why}")
+            return None, math.nan, f"the guide has no importance weights ({why}), and chains could not be run"
+        log_weights = self.sampler.log_p(self.values, self.n) - self.log_q
+        bad = ~log_weights.isfinite()
+        share = float(bad.double().mean())
+        if share > _EMPTY:
+            self.case.against(
+                "doubtful" if share < 0.5 else "failed",
+                f"the model has no density at {share:.0%} of the guide's draws (a support that is cut, or overflow)",
+                "run ingle.check(model, guide, data)",
+            )
+        log_weights = log_weights.masked_fill(bad, -math.inf)
+        if bool((log_weights == -math.inf).all(0).any()):
+            return None, math.nan, "the model has no density where the guide draws"
+        whole = log_weights.flatten(1).sum(1) if log_weights.dim() > 1 else log_weights
+        whole = whole[whole.isfinite()]
+        self.case.figures |= {
+            "elbo": float(whole.mean()),
+            "elbo_se": float(whole.std()) / math.sqrt(max(1, len(whole))),
+        }
+        log_mass = smoothed_mean(whole) if len(whole) > 50 else math.nan
+        smoothed, khat = psis(log_weights)
+        ess = 1 / smoothed.exp().square().sum(0)
+        flat = ess > 0.99 * self.n  # all weights alike: there is no tail to have a shape
+        khat = torch.where(flat, khat.nan_to_num(posinf=0.0).clamp(max=0.0), khat)
+        limit = min(_KHAT, khat_threshold(self.n))
+        middle = float(khat.median())
+        self.case.figures |= {"khat": middle, "khat_threshold": limit, "ess": float(ess.median())}
+        shifts = by_weights(self.sites, self.elements, self.values, smoothed)
+        near = torch.from_numpy(near_limits(shifts, elements_of=khat.numel())).to(khat.device).reshape(khat.shape)
+        good = (khat < limit) & (ess > _FEWEST) & ((khat < _KHAT_SURE) | ~near)
+        self.usable = not bool((khat >= _KHAT_MOST).any())
+        if float(good.double().mean()) >= (1.0 if good.dim() == 0 else 1.0 - _ROWS):
+            return shifts, log_mass, ""
+        doubt = f"weights cannot say how far off the guide is (k-hat {middle:.2f}), and chains could not be run"
+        return shifts, log_mass, doubt
+
+    def _move(self) -> tuple[Shifts, str] | None:
+        """Shifts by chains, and why these are not to be believed; None where chains cannot run."""
+        discrete = [site.name for site in self.sites if site.discrete]
+        if discrete:
+            self.case.not_looked.append(f"chains: {', '.join(discrete)} cannot be moved, being discrete")
+            return None
+        if self.sampler.alone is not None:
+            self.case.not_looked.append(f"chains: points go through the model one by one ({self.sampler.alone})")
+            return None
+        try:
+            names = [site.name for site in self.sites]
+            space = Space(self.sampler, names, *self.sampler.first(self.proposal))
+            count = self._chains(space.size)
+            began = {name: value[:count] for name, value in self.values.items()}
+            starts = space.points(began, count)
+            most = max(_GRADIENTS[0], min(_GRADIENTS[1], self.steps // 20))
+            self.runtime.reseed(int(np.random.SeedSequence([self.runtime.seed, _STREAM]).generate_state(1)[0]))
+            found = run_chains(self.sampler, space, starts, most)
+        except (IngleError, RuntimeError, NotImplementedError, ValueError) as error:
+            self.case.not_looked.append(f"chains: {type(error).__name__}: {error}".split("\n")[0])
+            return None
+        self.case.figures["evaluations"] = self.case.figures.get("evaluations", 0) + found.evaluations
+        shifts = by_chains(self.sites, self.elements, self.values, found.values, began)
+        return shifts, _still(found, shifts)
+
+    def _chains(self, size: int) -> int:
+        """How many, for points of a size."""
+        fewest = max(_CHAINS[0], min(_CHAINS[1], 2 * size + 28))  # the metric needs as many
+        cheap = max(fewest, _CHEAP // max(1, self.sampler.written))
+        numbers = size * math.prod(self.elements.shape)
+        return max(_CHAINS[0], min(_CHAINS[1], self.n, _POINTS // numbers, cheap))
+
+
+def _still(found: Chains, shifts: Shifts) -> str:
+    """Why chains have not been far enough; empty where they have."""
+    held = float(np.abs(shifts.held).max())
+    chance = math.sqrt(2 * math.log(len(shifts))) + 1 if len(shifts) > 1 else 2.0
+    drift = float((np.abs(shifts.drift) - chance * shifts.drift_se).max())
+    if not found.finished:
+        why = "they came through too few trajectories"
+    elif found.accepted < _ACCEPTED:
+        why = "they came through few trajectories that were accepted"
+    elif held > _HELD:
+        why = f"ends and beginnings still have a correlation of {held:.2f}"
+    elif drift > _DRIFT:
+        why = f"their halves are {drift:.2f} sd apart"
+    else:
+        return ""
+    return f"the posterior could not be reached: chains from the guide's draws are still moving ({why})"
