@@ -103,8 +103,9 @@ class Fit:
         """
         if "verdict" not in self._kept:
             with self._seeded(None) as runtime:
-                steady = None if self._training is None else self._training.steady
-                self._kept["verdict"] = judge(self._program, runtime, Course(self.losses, self.stopped, steady))
+                steady, objective = (None, None) if self._training is None else self._training.evidence()
+                course = Course(self.losses, self.stopped, steady, objective)
+                self._kept["verdict"] = judge(self._program, runtime, course)
         return self._kept["verdict"]
 
     @contextmanager

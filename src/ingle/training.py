@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 from ingle.checkpoint import Checkpoint
@@ -81,10 +82,12 @@ class Training:
         """After the last step, copied."""
         return self._mark[0]
 
-    @property
-    def steady(self) -> Steady | None:
-        """How settled the parameters were at the end; None where there were too few steps to tell."""
-        return self._rule.steady()
+    def evidence(self) -> tuple[Steady | None, ELBO]:
+        """How settled the parameters were at the end, None where there were too few steps to tell; and the objective.
+
+        Called inside a scope of the runtime.
+        """
+        return self._rule.steady(), self.choice.objective
 
     def outcome(self) -> dict[str, Any]:
         """What came out so far, by the attributes of `Fit`."""

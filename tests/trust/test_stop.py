@@ -168,7 +168,7 @@ def test_steady_tells_a_drift_from_rest() -> None:
     for name, fit in fits.items():
         assert fit._training is not None
         with fit._runtime.scope():
-            found[name] = fit._training.steady
+            found[name], _ = fit._training.evidence()
     slow_one, rest = found["slow"], found["rest"]
     assert slow_one is not None
     assert rest is not None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyro.infer import ELBO
 
 from ingle.errors import IngleError
 from ingle.evidence import point_masses, why_no_evidence
@@ -27,6 +28,7 @@ from ingle.trust.look import Seen, drawn_sites, look
 from ingle.trust.modes import find_modes
 from ingle.trust.plateau import trend
 from ingle.trust.shift import MEAN, SD, Shifts, off_limits
+from ingle.trust.signal import signal_to_noise
 from ingle.trust.stop import Steady
 from ingle.trust.verdict import Status, Verdict, Worst
 from ingle.trust.words import MORE_STEPS, mean_off, modes_missed, point_masses_told, sd_off, wider
@@ -36,6 +38,7 @@ __all__ = ["Course", "judge"]
 _FAR_MEAN, _FAR_SD = 1.0, 2.0
 _NOISY = 0.15
 _ROWS, _MANY_ROWS = 0.05, 40
+_GRADIENTS = (4, 32)  # whose signal to noise is looked at; a fiftieth of the steps in between
 _LARGE = 0.2  # of the posterior, a missed mode that makes a fit fail
 
 
@@ -47,11 +50,13 @@ class Course:
         losses: of its steps, in nats.
         stopped: why it stopped, as `Fit.stopped`.
         steady: how settled the parameters were, where that is known.
+        objective: what was trained, prepared for the program; None where that is not known.
     """
 
     losses: NDArray[np.float64]
     stopped: str
     steady: Steady | None
+    objective: ELBO | None
 
 
 def judge(program: Program, runtime: Runtime, course: Course) -> Verdict:
@@ -67,6 +72,9 @@ def judge(program: Program, runtime: Runtime, course: Course) -> Verdict:
         settled = _settling(case, course, program)
         compared = False
         try:
+            if course.objective is not None and len(course.losses):
+                samples = max(_GRADIENTS[0], min(_GRADIENTS[1], len(course.losses) // 50))
+                case.figures["snr"] = signal_to_noise(program, runtime, course.objective, samples)
             if _comparable(case, program):
                 with torch.no_grad():
                     seen = look(program, runtime, case, len(course.losses))

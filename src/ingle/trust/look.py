@@ -49,6 +49,7 @@ _KHAT, _KHAT_SURE, _KHAT_MOST = 0.5, 0.2, 0.7
 _FEWEST = 200  # effective draws, below which an sd is not known to 5%
 _ROWS = 0.025  # of many rows, whose weights may be beyond belief
 _HELD, _DRIFT, _ACCEPTED = 0.35, 0.15, 0.4
+_CLAMPED = 0.02  # of the draws, where more are one and the same number
 _EMPTY = 0.01  # of the draws, where the model may have no density
 
 _DRAWS = (400, 4_000)  # of the guide
@@ -141,6 +142,25 @@ class _Look:
         self.log_q = torch.cat([log_q for _, log_q in parts])
         self.n = n
         self.case.figures["num_samples"] = n
+        self._clamped()
+
+    def _clamped(self) -> None:
+        """Draws that rounding has put on one number, as exp(-200) on 0: the same smallest or largest, many times."""
+        for site in self.sites:
+            x = self.values[site.name].reshape(self.n, -1)
+            if site.discrete or not x.is_floating_point():
+                continue
+            low, high = x.amin(0), x.amax(0)
+            share = torch.maximum((x == low).double().mean(0), (x == high).double().mean(0)).masked_fill(low == high, 0)
+            place = int(share.argmax())
+            if float(share[place]) > _CLAMPED:
+                end = low if bool((x[:, place] == low[place]).double().mean() >= share[place]) else high
+                self.case.against(
+                    "doubtful",
+                    f"{float(share[place]):.0%} of the draws of {site.name!r} are clamped or rounded to "
+                    f"{float(end[place]):.6g}",
+                    f"bring {site.name!r} to a scale near 1, or fit with dtype=torch.float64",
+                )
 
     def _weigh(self) -> tuple[Shifts | None, float, str]:
         """Shifts by weights, the log mass, and why these are not to be believed without more ado."""

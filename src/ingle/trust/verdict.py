@@ -58,6 +58,7 @@ class Verdict:
         paths: how many short fits from over-dispersed starts looked for them; 0 where that was not done.
         rhat: split R-hat of the parameters over the fit's steadiest window; NaN where not known.
         mcse: Monte Carlo standard error of the averages there, in sds; NaN where not known.
+        snr: signal to noise of one gradient at the fitted parameters, 0 at rest; NaN where not known.
         evaluations: of the model's gradient that the verdict took, many points at a time.
         not_looked: what was not looked at, and why.
     """
@@ -80,6 +81,7 @@ class Verdict:
     paths: int = 0
     rhat: float = math.nan
     mcse: float = math.nan
+    snr: float = math.nan
     evaluations: int = 0
     not_looked: tuple[str, ...] = ()
     _shifts: Shifts | None = field(repr=False, compare=False, default=None)
@@ -124,7 +126,8 @@ class Verdict:
             lines.append(("modes", f"{told}, by {self.paths} short fits from over-dispersed starts"))
         if not math.isnan(self.rhat):
             known = "" if math.isnan(self.mcse) else f", averages known to {self.mcse:.2f} sd"
-            lines.append(("settled", f"R-hat {self.rhat:.2f} of the parameters{known}"))
+            signal = "" if math.isnan(self.snr) else f", gradient's signal to noise {self.snr:.2f}"
+            lines.append(("settled", f"R-hat {self.rhat:.2f} of the parameters{known}{signal}"))
         return tuple(lines)
 
     def __repr__(self) -> str:
