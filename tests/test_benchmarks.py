@@ -41,7 +41,6 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         import json, sys
         import numpy as np
         from benchmarks.cases import CASES
-from benchmarks.torch_cases import HandWritten
         from benchmarks.numpyro_cases import log_joint
         points = {name: dict(np.load(f"{sys.argv[1]}/{name}.npz")) for name in CASES}
         print(json.dumps({name: log_joint(name, CASES[name](), point) for name, point in points.items()}))

@@ -497,4 +497,5 @@ def test_card_is_short_and_says_why_it_stopped() -> None:
 
 def test_fit_that_has_not_converged_says_so() -> None:
     fit = ingle.fit(normal_mean, normal_mean_guide, Y + 100, steps=300, optim=ADAM)
-    assert "no: the ELBO still rose" in repr(fit)
+    assert "the ELBO still rose" in repr(fit)
+    assert fit.verdict.status == "failed"

@@ -207,6 +207,11 @@ class Fit:
         return {"verdict": saved.plain(self._kept["verdict"].to_file(), "the verdict")} if known else {}
 
     @property
+    def _own_verdict(self) -> Verdict | None:
+        """The verdict; None where it was not asked for before the fit was gone on with."""
+        return self.verdict if "verdict" in self._kept or not self._newer else None
+
+    @property
     def _newer(self) -> bool:
         return self._training is not None and len(self._training.losses) != self.steps
 
@@ -355,7 +360,7 @@ class Fit:
         chosen = results.resolve_groups(groups)
         with self._scope(seed):
             found, told = results.collect(self._program, draws, groups=chosen, weighted=weighted)
-        attributes = {**results.attributes(self, self._program), **told}
+        attributes = {**results.attributes(self, self._program, self._own_verdict), **told}
         return results.to_arviz(found, coords=coords, dims=dims, attributes=attributes)
 
     def summary(self, draws: int = 1_000, *, seed: int | None = None) -> Any:
@@ -381,8 +386,7 @@ class Fit:
             return report_on(self._program, runtime, objectives, num_samples, compile=compile)
 
     def __repr__(self) -> str:
-        known = "verdict" in self._kept or not self._newer
-        return results.card(self, self._program, self.verdict if known else None)
+        return results.card(self, self._program, self._own_verdict)
 
 
 def carry_on(model: Callable[..., Any], training: Training, work: Callable[[], None]) -> Fit:

@@ -334,6 +334,7 @@ class Training:
         decision = rule.look(np.array(self.losses), self.seconds)
         if decision is Decision.DECAY:
             self.optimisers.scale_lr(rule.factor)
+            put(self.program, rule.home)
         elif decision is Decision.STOP:
             self.stopped, self.reason = "settled", rule.reason
         elif decision is Decision.BUDGET:
@@ -364,6 +365,15 @@ def _shown(option: Any) -> Any:
     return "none" if option == "" else option
 
 
+def put(program: Program, values: Mapping[str, Tensor] | None) -> None:
+    """Give the parameters values, unconstrained, by name, where these are of the same parameters."""
+    leaves = program.leaves()
+    if values is not None and values.keys() == leaves.keys():
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(values[name])
+
+
 def finish(program: Program, average: Mapping[str, Tensor] | None = None) -> str | None:
     """Give a trained program the parameters and the guide that it ends with.
 
@@ -374,11 +384,7 @@ def finish(program: Program, average: Mapping[str, Tensor] | None = None) -> str
     Returns:
         What went wrong where the recipe replaces the guide, for the card.
     """
-    leaves = program.leaves()
-    if average is not None and average.keys() == leaves.keys():
-        with torch.no_grad():
-            for name, leaf in leaves.items():
-                leaf.copy_(average[name])
+    put(program, average)
     replace, data = program.recipe.finish, program.data
     if replace is None:
         return None

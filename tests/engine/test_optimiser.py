@@ -194,7 +194,7 @@ def test_messenger_guide_leaves_the_model_its_optimiser() -> None:
 
 def test_default_may_stand_in_the_mapping_and_decays() -> None:
     fit = ingle.fit(model, guide, Y, optim={"model": None, "guide": None})
-    assert "at each of" in fit.reason
+    assert "from those at twice the learning rate" in fit.reason
     fit = ingle.fit(model, guide, Y, optim={"model": None, "guide": None}, guide_steps=5, steps=100)
     assert "5 guide steps" in fit.optimiser
 

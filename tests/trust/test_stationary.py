@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ingle.trust.stationary import best_window, effective_sizes
+from ingle.trust.stationary import best_window, effective_size
 
 
 def wandering(n: int, rho: float, columns: int = 1, seed: int = 0) -> NDArray[np.float64]:
@@ -43,8 +43,9 @@ def test_best_window_leaves_the_way_there_out() -> None:
 
 
 def test_one_moving_coordinate_counts() -> None:
+    """Its R-hat is 2.6, of which a quarter of the excess over 1 counts."""
     points = np.concatenate([wandering(200, 0.0, columns=30), np.arange(200.0)[:, None]], 1)
-    assert best_window(points)[1] > 2.4
+    assert best_window(points)[1] == pytest.approx(1.0 + 1.6 / 4, abs=0.06)
 
 
 def test_still_coordinates_are_stationary_and_a_jump_is_not() -> None:
@@ -58,14 +59,21 @@ def test_few_points_have_no_window() -> None:
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_effective_sizes_of_autoregressions(rho: float) -> None:
-    """n (1 - rho) / (1 + rho); the mean of 40 columns is within 12% where one has an error of about 25%."""
+def test_effective_size_of_autoregressions(rho: float) -> None:
+    """n (1 - rho) / (1 + rho); the median of 40 columns is within 15% where one has an error of about 25%."""
     n = 4_000
-    found = effective_sizes(wandering(n, rho, columns=40))
-    assert found.shape == (40,)
-    assert found.mean() == pytest.approx(n * (1 - rho) / (1 + rho), rel=0.12)
+    assert effective_size(wandering(n, rho, columns=40)) == pytest.approx(n * (1 - rho) / (1 + rho), rel=0.15)
 
 
-def test_effective_sizes_do_not_exceed_the_points() -> None:
+def test_effective_size_does_not_exceed_the_points() -> None:
     alternating = np.tile([1.0, -1.0], 50)[:, None]
-    assert effective_sizes(np.concatenate([alternating, np.ones((100, 1))], 1)).max() == 100
+    assert effective_size(np.concatenate([alternating, np.ones((100, 1))], 1)) == 100
+    assert effective_size(np.ones((100, 2))) == 100
+
+
+def test_a_tenth_of_the_coordinates_may_lag_behind() -> None:
+    """Three of 40 by 1.2 sd from half to half, in every window alike; of five, one alone counts."""
+    points = wandering(400, 0.0, columns=40)
+    points[:, :3] -= 0.6 * np.log2(400.0 - np.arange(400))[:, None]
+    assert best_window(points)[1] < 1.1
+    assert best_window(points[:, :5])[1] > 1.1

@@ -73,8 +73,9 @@ def test_averages_are_nearer_than_the_last_step() -> None:
     assert averaged < last
 
 
-def test_last_step_goes_on(settled: ingle.Fit) -> None:
+def test_last_step_goes_on() -> None:
     """What follows is the path of the steps, as if nothing had been averaged."""
+    settled = ingle.fit(model, guide, Y, optim=ADAM)
     more = settled.resume(40)
     whole = ingle.fit(model, guide, Y, optim=ADAM, steps=settled.steps + 40)
     np.testing.assert_array_equal(more.losses, whole.losses)

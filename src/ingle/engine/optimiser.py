@@ -20,7 +20,7 @@ from ingle.saved import plain
 __all__ = ["Optimisers", "from_file", "resolve_optimisers", "to_file"]
 
 DEFAULT_LR = 0.02
-SDS_LR = 0.1  # where the guide moves in posterior sds
+SDS_LR = 0.1
 _FINAL_SHARE = 0.05  # of the default learning rate, reached at the last of a given number of steps
 
 

@@ -132,7 +132,10 @@ def buffers_kept(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for part, name, before in kept:
-                part.get_buffer(name).copy_(before)  # by name, since .to() puts another tensor in its place
+                try:
+                    part.get_buffer(name).copy_(before)  # by name, since .to() puts another tensor in its place
+                except RuntimeError:  # a program run for many points at once has put a batch in its place
+                    setattr(part, name, before)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["attributes"]
 
 
-def attributes(fit: Fit, program: Program) -> dict[str, Any]:
+def attributes(fit: Fit, program: Program, verdict: Verdict | None) -> dict[str, Any]:
     """Versions, what ran, why it stopped, and the verdict, by name, in numbers and strings."""
     return {
         "inference_library": "ingle",
@@ -31,7 +31,7 @@ def attributes(fit: Fit, program: Program) -> dict[str, Any]:
         "stopped": fit.stopped,
         "stop_reason": fit.reason,
         "seed": fit.seed,
-        **_of_verdict(fit.verdict),
+        **({} if verdict is None else _of_verdict(verdict)),
     }
 
 

@@ -186,6 +186,8 @@ def _modes(case: Case, program: Program, runtime: Runtime, seen: Seen) -> None:
     try:
         if case.figures.get("per") is not None and program.batch_sizes:
             raise Refused("latents are of single rows")
+        if seen.alone is not None:
+            raise Refused(f"points go through the model one by one ({seen.alone})")
         found, paths = find_modes(program, runtime, few, seen.log_mass)
     except (Refused, IngleError) as error:
         case.unseen(f"missed modes: {error}".split("\n")[0], doubtful=False)

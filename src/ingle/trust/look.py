@@ -53,6 +53,7 @@ _CLAMPED = 0.02  # of the draws, where more are one and the same number
 _EMPTY = 0.01  # of the draws, where the model may have no density
 
 _DRAWS = (400, 4_000)  # of the guide
+_ALONE = 100  # at least, where they go through the program one by one
 _NUMBERS = 2**23  # of latents in all draws
 _WRITTEN = 2**31  # bytes that all draws may write
 _CHAINS = (64, 256)
@@ -70,12 +71,14 @@ class Seen:
         values: the draws by site, shape (n, *site shape).
         log_mass: log of the mass that they reach, in nats; NaN where it is not known.
         shifts: of means and sds from guide to posterior; None where nothing could be compared.
+        alone: why points go through the program one by one; None where they go together.
         doubt: why the shifts may be smaller than they seem; empty where there is no reason.
     """
 
     values: Mapping[str, Tensor]
     log_mass: float
     shifts: Shifts | None
+    alone: str | None
     doubt: str
 
 
@@ -110,10 +113,11 @@ class _Look:
         if doubt:
             moved = self._move()
             if moved is not None:
-                return Seen(self.values, log_mass, *moved)
+                shifts, still = moved
+                return Seen(self.values, log_mass, shifts, self.sampler.alone, still)
             if self.usable:
                 doubt = ""
-        return Seen(self.values, log_mass, weighed, doubt)
+        return Seen(self.values, log_mass, weighed, self.sampler.alone, doubt)
 
     def _elements(self) -> Elements:
         """Weights by row, where every latent is of single rows that share nothing."""
@@ -137,6 +141,8 @@ class _Look:
         self.sampler.log_p(values, n)  # which tells what one run writes
         written = max(1, self.sampler.written)
         n = max(_DRAWS[0], min(_DRAWS[1], _NUMBERS // max(1, numbers), _WRITTEN // written))
+        if self.sampler.alone is not None:  # each draw then costs as much as a step
+            n = max(_ALONE, min(n, self.steps // 10))
         parts = list(self.sampler.blocks(self.proposal, n, stream=_STREAM))
         self.values = {name: torch.cat([drawn[name] for drawn, _ in parts]) for name in self.proposal.latents}
         self.log_q = torch.cat([log_q for _, log_q in parts])

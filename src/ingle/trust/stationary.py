@@ -1,4 +1,9 @@
-"""Whether a sequence of points wanders around one place: split R-hat over trailing windows, effective sample size."""
+"""Whether a sequence of points wanders around one place: split R-hat over trailing windows, effective sample size.
+
+A tenth of the coordinates may lag behind in R-hat, though none may drift: of a hundred that are at rest, some are above
+1.1 by chance, and none above 1.4. Of effective sizes the median is told: it says whether errors of averages, which are
+known one by one, can be estimated.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_window", "effective_sizes"]
+__all__ = ["best_window", "effective_size"]
 
 _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2)  # of the points, from the last one back
 _FEWEST = 10  # points of a window
+_LAGGING, _EXCESS = 0.1, 4.0  # share of the coordinates, and times the excess over 1 that they may have
 
 
 def best_window(points: NDArray[np.float64]) -> tuple[int, float]:
@@ -27,8 +33,9 @@ def best_window(points: NDArray[np.float64]) -> tuple[int, float]:
         points: shape (points, coordinates).
 
     Returns:
-        How many points the best of five windows has, and the largest R-hat of its coordinates; 0 and infinity where
-        there are fewer than 10 points. Of windows that are as good, the longest.
+        How many points the best of five windows has, and the R-hat of its coordinates (all but a tenth of them, which
+        may have four times the excess over 1); 0 and infinity where there are fewer than 10 points. Of windows that
+        are as good, the longest.
 
     References:
         Gelman et al. (2013), Bayesian Data Analysis. Dhaka et al. (2020), Robust, Accurate Stochastic Optimization
@@ -54,14 +61,22 @@ def best_window(points: NDArray[np.float64]) -> tuple[int, float]:
         within = variances[0] + variances[1]
         rounding = 1e-12 * (squares[-1] / n + 1e-300)  # of a coordinate that stands still
         ratio = np.where(within > rounding, gap / np.maximum(within, 1e-300), np.where(gap > rounding, np.inf, 0.0))
-        rhat = math.sqrt((half - 1) / half + float(ratio.max(initial=0.0)))
+        rhat = _of_most(np.sqrt((half - 1) / half + ratio))
         if rhat < best - 1e-3:
             found, best = 2 * half, rhat
     return found, best
 
 
-def effective_sizes(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many independent points each coordinate is worth, shape (coordinates,).
+def _of_most(rhats: NDArray[np.float64]) -> float:
+    """The R-hat of all but the lagging coordinates, or what the largest of all stands for if that is more."""
+    if not len(rhats):
+        return 0.0
+    most = float(np.quantile(rhats, 1.0 - _LAGGING, method="higher"))
+    return max(most, 1.0 + (float(rhats.max()) - 1.0) / _EXCESS)
+
+
+def effective_size(points: NDArray[np.float64]) -> float:
+    """How many independent points the middle one of the coordinates is worth.
 
     n / (1 + 2 Σ r), the sum of autocorrelations r cut at the first pair that is not positive; a coordinate that stands
     still is worth all.
@@ -81,5 +96,4 @@ def effective_sizes(points: NDArray[np.float64]) -> NDArray[np.float64]:
     pairs = rho[: n // 2 * 2].reshape(n // 2, 2, -1).sum(1)
     positive = np.cumprod(pairs > 0, axis=0)
     time = np.maximum(2.0 * (pairs * positive).sum(0) - 1.0, 1.0 / n)
-    sizes: NDArray[np.float64] = np.where(still, float(n), np.minimum(n / time, n))
-    return sizes
+    return n / max(float(np.median(time[~still])), 1.0) if not still.all() else float(n)

@@ -17,13 +17,15 @@ from ingle.program import Program
 from ingle.runtime import Runtime
 from ingle.trust.margins import Margins, countable, margins, placed
 from ingle.trust.plateau import Decision, Plateau, trend
-from ingle.trust.stationary import best_window, effective_sizes
+from ingle.trust.rise import Rise
+from ingle.trust.stationary import best_window, effective_size
 from ingle.trust.trail import Trail
 
 __all__ = ["Steady", "Stopping"]
 
 _RHAT = 1.1  # at most, of a window that is stationary
-_ESS = 25.0  # at least, of every parameter in the window
+_ESS = 25.0  # at least, of the parameters in the window
+_AVERAGED = 1.3  # R-hat up to which an average is better than the last point, where steps or time are up
 _MCSE = 0.1  # at most, of the averages at the first learning rate, in sds; halved with the rate
 _FINEST = 0.025  # below which the error of an average is not asked to go
 _GAIN = 0.1  # sds by which averages at two learning rates may differ beyond noise
@@ -38,8 +40,9 @@ class Steady:
 
     Attributes:
         window: how many steps those are, back from the last.
-        rhat: the largest split R-hat of a parameter there; of 64 random sums of them where there are above 2,000.
-        ess: the smallest effective sample size of a parameter there.
+        rhat: split R-hat of the parameters there, all but a tenth of them; of 64 random sums of them where there are
+            above 2,000.
+        ess: the median of the parameters' effective sample sizes there.
         drift: the largest difference between the averages of their halves: of a latent's mean, in its sds, or of its
             log sd. NaN where nothing varies under the guide, or it draws too many numbers.
         mcse: the largest Monte Carlo standard error of the averages over them, in the same units.
@@ -60,7 +63,11 @@ class Stopping:
     guide draws (halved at each further rate, to 0.025) and 25 effective samples; and until the ELBO no longer rises.
     Then the rate is halved, unless the averages at the last two rates differ by less than 0.1 sd beyond their errors:
     as the bias falls with the rate, that is also how far the last is from its limit. Where the steps predicted for
-    another rate are twice those so far or more, 0.2 sd do not repay them. The result is the average at the last rate.
+    another rate are twice those so far or more, 0.2 sd do not repay them. Each rate begins from the average at the one
+    before. The result is the average at the last rate.
+
+    Where the losses rise above what they were, the rate is too large: it is halved too, and the parameters go back to
+    the last average, or to where they began.
 
     Networks and point masses, which have no such units, or never come to rest, are judged by the ELBO alone
     (`Plateau`), and averaged over the last half of the steps at the last rate.
@@ -76,6 +83,7 @@ class Stopping:
         reason: why it stopped, in words.
         looked: the step of the last look.
         trail: where the parameters have been at this learning rate.
+        home: where the next learning rate begins, unconstrained, by name; None where it goes on from where it is.
 
     References:
         Welandawe, Andersen, Vehtari and Huggins (2022), A Framework for Improving the Reliability of Black-box
@@ -97,7 +105,10 @@ class Stopping:
         self.reason = ""
         self.trail = Trail()
         self.begun = not waits
+        self.home: dict[str, Tensor] | None = None
+        self._began: dict[str, Tensor] | None = None if waits else self._here()
         self._plateau = Plateau(decays=decays)
+        self._rise = Rise()
         self._by_losses: bool | None = None
         self._level = 1
         self._wait = 0  # the step before which another look is not worth it
@@ -135,6 +146,7 @@ class Stopping:
         """From `step` on it counts."""
         self.begun = True
         self.trail, self._plateau = Trail(step), Plateau(decays=self._decays, since=step)
+        self._rise, self._began = Rise(), self._here()
 
     def forget(self) -> None:
         """Another run begins: what the last one settled on is not its result."""
@@ -154,7 +166,7 @@ class Stopping:
         window, rhat = best_window(points)
         if not window:
             return None
-        ess = float(effective_sizes(points[-window:]).min())
+        ess = effective_size(points[-window:])
         steps = window * self.trail.every
         if not self._has_margins():
             return Steady(steps, rhat, ess, math.nan, math.nan)
@@ -169,6 +181,7 @@ class Stopping:
             "begun": self.begun,
             "trail": self.trail.capture(),
             "plateau": self._plateau.capture(),
+            "rise": self._rise.capture(),
             "level": self._level,
             "wait": self._wait,
             "steps": self._steps,
@@ -176,6 +189,7 @@ class Stopping:
             "before": None if self._before is None else torch.tensor(np.stack([self._before.mean, self._before.sd])),
             "error": self._error_before,
             "average": self._average,
+            "began": self._began,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -183,18 +197,24 @@ class Stopping:
         self.looked, self.begun = state["looked"], state["begun"]
         self.trail.restore(state["trail"], self._runtime.device)
         self._plateau.restore(state["plateau"])
+        self._rise.restore(state["rise"])
         self._level, self._wait = state["level"], state["wait"]
         self._steps, self._seconds = state["steps"], state["seconds"]
         self._before = None if state["before"] is None else Margins(*state["before"].numpy())
         self._error_before, self._average = state["error"], state["average"]
+        self._began = state["began"]
 
     def _settled(self, losses: NDArray[np.float64]) -> Decision:
         taken, points = len(losses), self.trail.points()
+        if self._decays and self._rise.risen(losses):
+            self._wait, self.trail = 0, Trail(taken)
+            self.home = self._began if self._average is None else self._average
+            return Decision.DECAY
         if taken < self._wait:
             return Decision.GO_ON
         self._wait = taken + int(_LATER * (taken - self.trail.since))
         window, rhat = best_window(points)
-        if rhat > _RHAT or effective_sizes(points[-window:]).min() < _ESS:
+        if rhat > _RHAT or effective_size(points[-window:]) < _ESS:
             return Decision.GO_ON
         steps = window * self.trail.every
         if trend(losses[-steps:]).falling:
@@ -208,7 +228,7 @@ class Stopping:
         now = self._margins_at(average)
         gain = math.inf if self._before is None else self._gain(now, error)
         self._before, self._error_before = now, error
-        self._average = average
+        self._average, self._began = average, None
         if not self._decays:
             self.reason = f"settled: R-hat {rhat:.2f}, averages over {steps:,} steps known to {error:.2f} sd"
             return Decision.STOP
@@ -222,7 +242,14 @@ class Stopping:
         self._level += 1
         self._wait = 0
         self.trail = Trail(taken)
+        self.home = average
         return Decision.DECAY
+
+    def _here(self) -> dict[str, Tensor] | None:
+        """The parameters as they are, where the rule may have to go back to them."""
+        if not self._decays or _networks(self._program):
+            return None
+        return {name: leaf.detach().clone() for name, leaf in self._program.leaves().items()}
 
     def _gain(self, now: Margins, error: float) -> float:
         """How far the averages moved with the learning rate, in sds: the largest distance beyond noise."""
@@ -246,7 +273,7 @@ class Stopping:
         window, rhat = best_window(points)
         if self._is_by_losses():
             window = len(points) // 2
-        elif rhat > _RHAT:
+        elif rhat > _AVERAGED:
             return None
         return self.trail.averages(window, 1, self._program.leaves())[0] if window else None
 
