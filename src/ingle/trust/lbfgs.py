@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,19 @@ class Trail:
     steps: Tensor
     changes: Tensor
     ended: tuple[str, ...]
+
+    def of(self, paths: Sequence[int]) -> Trail:
+        """Some of the paths alone."""
+        chosen = list(paths)
+        return Trail(
+            points=self.points[:, chosen],
+            gradients=self.gradients[:, chosen],
+            values=self.values[:, chosen],
+            diagonal=self.diagonal[:, chosen],
+            steps=self.steps[:, chosen],
+            changes=self.changes[:, chosen],
+            ended=tuple(self.ended[path] for path in chosen),
+        )
 
 
 @torch.no_grad()

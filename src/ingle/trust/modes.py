@@ -68,19 +68,23 @@ def find_modes(
     Raises:
         Refused: there are no paths, and why.
     """
-    paths = ascend(program, runtime, _PATHS, overdispersed=True)
     density = LogJoint(program, runtime)
-    values, n = drawn, len(next(iter(drawn.values())))
-    points = density.points(values, n)
+    points = density.points(drawn, len(next(iter(drawn.values()))))
     points = points[points.isfinite().all(-1)]
-    if len(points) == 0:
-        return [], len(paths)
+    looked = 0
+
+    def worth(end: Tensor) -> bool:
+        nonlocal looked
+        looked += 1
+        return len(points) > 0 and _parted(density, points, end, points.std(0))
+
+    paths = ascend(program, runtime, _PATHS, overdispersed=True, worth=worth)
     far: list[tuple[Path, float]] = []
     # A path that ends far below cannot hold mass: its log joint at the top is that of a speck.
     for path in sorted(paths, key=lambda path: path.elbo, reverse=True):
         if path.elbo < log_mass - 20.0 - 0.5 * density.size:
             continue
-        if not _parted(density, points, path.loc, path):
+        if not _parted(density, points, path.loc, path.scale):
             continue
         if any(not _valley(density, path.loc, other.loc.unsqueeze(0)) for other, _ in far):
             continue
@@ -95,14 +99,13 @@ def find_modes(
         if unlike:
             where = {name: value.double().mean(0) for name, value in path.draws(_DRAWS).items()}
             found.append(Mode(share, mass, path.elbo, apart, where))
-    return sorted(found, key=lambda mode: -mode.share), len(paths)
+    return sorted(found, key=lambda mode: -mode.share), looked
 
 
-def _parted(density: LogJoint, points: Tensor, loc: Tensor, path: Path) -> bool:
-    """Whether a valley lies between a mode and each of the nearest draws of the guide."""
-    away = points - loc
-    units = path.scale.clamp(min=1e-12)
-    nearest = (away / units).square().sum(-1).topk(min(_NEAR, len(points)), largest=False).indices
+def _parted(density: LogJoint, points: Tensor, loc: Tensor, units: Tensor) -> bool:
+    """Whether a valley lies between a mode and each of the nearest draws of the guide, in units of each coordinate."""
+    away = (points - loc) / units.clamp(min=1e-12)
+    nearest = away.square().sum(-1).topk(min(_NEAR, len(points)), largest=False).indices
     return _valley(density, loc, points[nearest])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -113,7 +113,14 @@ def why_no_path(program: Program) -> str | None:
     return f"{discrete[0]!r} is discrete" if discrete else None
 
 
-def ascend(program: Program, runtime: Runtime, num_paths: int, *, overdispersed: bool = False) -> list[Path]:
+def ascend(
+    program: Program,
+    runtime: Runtime,
+    num_paths: int,
+    *,
+    overdispersed: bool = False,
+    worth: Callable[[Tensor], bool] | None = None,
+) -> list[Path]:
     """Go up the log joint of all continuous latents, unconstrained, by L-BFGS on several paths at once.
 
     Along each path every point has a Gaussian, by the curvature that L-BFGS has seen (Pathfinder); where the program
@@ -126,6 +133,7 @@ def ascend(program: Program, runtime: Runtime, num_paths: int, *, overdispersed:
         runtime: of the fit.
         num_paths: how many.
         overdispersed: start each path from a draw of the prior, and not from the best of many.
+        worth: whether the end of a path, shape (D,), is worth a Gaussian; None for all of them.
 
     Returns:
         A `Path` for each start from which there was one, the best first unless overdispersed.
@@ -150,6 +158,10 @@ def ascend(program: Program, runtime: Runtime, num_paths: int, *, overdispersed:
         tolerance = _TOLERANCE if fine else _TOLERANCE**2
         cheap = density.bytes * len(starts) <= _CHEAP
         trail = climb(density, starts, most=_ITERATIONS, tolerance=tolerance, cheap=cheap)
+        if worth is not None:
+            trail = trail.of([path for path, end in enumerate(trail.points[-1]) if worth(end)])
+            if not trail.ended:
+                return []
         paths = _Found(program, density, trail, fine, each=overdispersed).paths()
     if not paths:
         raise Refused("no path had a finite ELBO")
