@@ -132,7 +132,7 @@ class Fit:
             steps: how many more, the last of them the result. None goes on until the fit settles.
 
         Returns:
-            A `Fit` with the losses of all steps, those before included.
+            A `Fit` with the losses of all steps.
 
         Raises:
             OptionError: steps below 1; or the fit was loaded, so that its objective and optimiser are not known.
@@ -154,9 +154,8 @@ class Fit:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a file, at once: whatever happens, the file is whole, the old one or the new.
 
-        It holds parameters and buffers, losses, and the state of optimiser and random numbers, as numbers, strings and
-        tensors; `ingle.load` gives the fit back, and `ingle.fit(…, checkpoint=path)` goes on with it. Model, guide and
-        data are not in it.
+        It holds numbers, strings and tensors; `ingle.load` gives the fit back, and `ingle.fit(…, checkpoint=path)`
+        goes on with it. Model, guide and data are not in it.
 
         Raises:
             OptionError: the optimiser holds what a file cannot hold.
@@ -187,9 +186,8 @@ class Fit:
 
         Returns:
             For each site a tensor of shape (n, *site shape), in the dtype and on the device of the fit, with all
-            rows of every plate. Modules run in evaluation mode: no dropout, running statistics as they are. All
-            draws go through the program together, so Python of its own (a counter, a print, a generator of numpy's)
-            runs once for many draws.
+            rows of every plate. Modules run in evaluation mode: no dropout, running statistics as they are. Draws go
+            through the program together, so that its own Python (a counter, a generator of numpy's) runs once for many.
 
         Raises:
             OptionError: n below 1, or more draws than memory can hold; weights of a guide that has none.
@@ -250,8 +248,7 @@ class Fit:
             seed: of the draws; None gives the same draws at every call.
 
         Returns:
-            For each site, latent, deterministic and observed, a tensor of shape (n, *site shape), in the dtype and
-            on the device of the fit. Modules run in evaluation mode: no dropout, running statistics as they are.
+            For each site, latent, deterministic and observed, a tensor as from `draws`.
 
         Raises:
             DataError: the data do not fit the call of the model.
@@ -324,9 +321,8 @@ class Fit:
             posterior_predictive: observed sites drawn anew given the same draws.
             prior, prior_predictive: the same sites with nothing observed, parameters as fitted. Left out where a
                 prior cannot be drawn; the attribute `no_prior` then says why.
-            log_likelihood: of each datum given the draw, in nats, summed-out latents summed out, without the N/B
-                scale of a plate. Where summed-out latents tie several data together it is that of all of them,
-                and several sites tied together are named "x+y". 0 where a mask hides a datum.
+            log_likelihood: of each datum given the draw, in nats, summed-out latents summed out, without the N/B scale
+                of a plate; of all data that such latents tie together, whose sites are named "x+y". 0 where masked.
             sample_stats: `log_p` (model and data), `log_q` (guide) and `log_weight`, their difference, in nats. The
                 attribute `no_log_weight` says why where there are none: a point mass, or auxiliary sites of the guide.
             observed_data, constant_data: values of observed sites, NaN where a mask hides one, and the other
@@ -349,8 +345,8 @@ class Fit:
                 there, weights of a guide that is a point mass.
 
         Warns:
-            IngleWarning: the log likelihood is given a latent that has a value for each datum, which voids
-                leave-one-out (`az.loo`), or counts masked data; or weights are too uneven to be trusted.
+            IngleWarning: the log likelihood is given a latent of each datum's own, which voids leave-one-out
+                (`az.loo`), or counts masked data; or weights are too uneven to be trusted.
 
         References:
             Vehtari et al. (2024), Pareto Smoothed Importance Sampling (`weighted`).
