@@ -55,8 +55,8 @@ def repeat(
     try:
         with warnings.catch_warnings(), _FunctionalNoise(), _DirichletByGamma():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # slower, still right
-            numbered = torch.vmap(lambda _, one: run(one), randomness="different", chunk_size=chunk)
-            stacked = numbered(torch.arange(times), inputs)
+            numbers = torch.arange(times)
+            stacked = _mapped(lambda _, one: run(one), numbers, inputs, randomness="different", chunk_size=chunk)
         if _python_noise() == outside:
             return stacked
         why = "numbers from numpy's or Python's own generator"
@@ -72,14 +72,56 @@ def repeat(
 def together(run: Callable[[Any], Any], given: _Tree) -> Any:
     """`run` at all elements of `given` at once, which draw no noise, or whatever error `torch.vmap` raises."""
     with _FunctionalNoise():
-        return torch.vmap(run)(given)
+        return _mapped(run, given)
 
 
 def apart(run: Callable[[Any], Any], given: _Tree) -> Any:
     """`run` at all elements of `given` at once, each with its own noise, gradients too, or an error of `torch.vmap`."""
     with warnings.catch_warnings(), _FunctionalNoise(), _batched_logs():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # slower, still right
-        return torch.vmap(run, randomness="different")(given)
+        return _mapped(run, given, randomness="different")
+
+
+def _mapped(run: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """`torch.vmap`; where that refuses to write into a new tensor, once more with new tensors that it can write into."""
+    try:
+        return torch.vmap(run, **options)(*given)
+    except RuntimeError as error:
+        if "vmap: inplace" not in str(error):
+            raise
+
+    def writable(*one: Any) -> Any:
+        with _BatchedMakers(torch.zeros_like(_leaf(one[0]).reshape(-1)[:1].sum())):
+            return run(*one)
+
+    return torch.vmap(writable, **options)(*given)
+
+
+def _leaf(tree: Any) -> Tensor:
+    while isinstance(tree, Mapping):
+        tree = next(iter(tree.values()))
+    leaf: Tensor = tree
+    return leaf
+
+
+class _BatchedMakers(TorchFunctionMode):
+    """Under vmap, gives new tensors of constants an axis of runs, so that a program may write each run's values there.
+
+    Args:
+        zero: a zero of each run.
+    """
+
+    def __init__(self, zero: Tensor) -> None:
+        super().__init__()
+        self._zero = zero
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func not in _MAKERS or made.requires_grad:
+            return made
+        return made + self._zero.to(made.dtype) if made.dtype != torch.bool else made ^ self._zero.to(torch.bool)
 
 
 @contextmanager
@@ -209,6 +251,21 @@ def _normal_of(mean: Any, std: Any, *size: Any, **options: Any) -> Tensor:
     return mean + std * torch.randn_like(mean + std)
 
 
+_MAKERS = {
+    torch.empty,
+    torch.empty_like,
+    torch.eye,
+    torch.full,
+    torch.full_like,
+    torch.ones,
+    torch.ones_like,
+    torch.zeros,
+    torch.zeros_like,
+    torch.Tensor.new_empty,
+    torch.Tensor.new_full,
+    torch.Tensor.new_ones,
+    torch.Tensor.new_zeros,
+}
 _NOISE: dict[Any, Callable[..., Tensor]] = {
     torch.normal: _normal_of,
     torch.Tensor.normal_: _normal,

@@ -53,7 +53,6 @@ _CLAMPED = 0.02  # of the draws, where more are one and the same number
 _EMPTY = 0.01  # of the draws, where the model may have no density
 
 _DRAWS = (400, 4_000)  # of the guide
-_ALONE = 100  # at least, where they go through the program one by one
 _NUMBERS = 2**23  # of latents in all draws
 _WRITTEN = 2**31  # bytes that all draws may write
 _CHAINS = (64, 256)
@@ -142,7 +141,7 @@ class _Look:
         written = max(1, self.sampler.written)
         n = max(_DRAWS[0], min(_DRAWS[1], _NUMBERS // max(1, numbers), _WRITTEN // written))
         if self.sampler.alone is not None:  # each draw then costs as much as a step
-            n = max(_ALONE, min(n, self.steps // 10))
+            n = max(_DRAWS[0], min(n, self.steps // 2))
         parts = list(self.sampler.blocks(self.proposal, n, stream=_STREAM))
         self.values = {name: torch.cat([drawn[name] for drawn, _ in parts]) for name in self.proposal.latents}
         self.log_q = torch.cat([log_q for _, log_q in parts])
@@ -204,7 +203,7 @@ class _Look:
         shifts = by_weights(self.sites, self.elements, self.values, smoothed)
         near = torch.from_numpy(near_limits(shifts, elements_of=khat.numel())).to(khat.device).reshape(khat.shape)
         good = (khat < limit) & (ess > _FEWEST) & ((khat < _KHAT_SURE) | ~near)
-        self.usable = not bool((khat >= _KHAT_MOST).any())
+        self.usable = not bool(((khat >= _KHAT_MOST) | (ess < _FEWEST)).any())
         if float(good.double().mean()) >= (1.0 if good.dim() == 0 else 1.0 - _ROWS):
             return shifts, log_mass, ""
         doubt = f"weights cannot say how far off the guide is (k-hat {middle:.2f}), and chains could not be run"
