@@ -383,7 +383,7 @@ def test_joint_guides_by_name(name: Any) -> None:
     for defensive in (0.0, 0.2):
         found = fit.log_evidence(defensive=defensive)
         assert_near(found, expected)
-        assert found.verdict in ("reliable", "doubtful") or name == "flow"
+        assert found.ess > 1_000
 
 
 class Amortised(torch.nn.Module):

@@ -116,6 +116,7 @@ def test_effects_have_their_exact_conditional(where: dict[str, Any]) -> None:
         guides.radon_uranium_guide,
         data,
         objective=STL_ELBO(),
+        steps=4_000,
         **where,
     )
     draws = {name: value.double().cpu() for name, value in fit.draws(20_000).items()}

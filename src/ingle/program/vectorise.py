@@ -83,7 +83,7 @@ def apart(run: Callable[[Any], Any], given: _Tree) -> Any:
 
 
 def _mapped(run: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """`torch.vmap`; where that refuses to write into a new tensor, once more with new tensors that it can write into."""
+    """`torch.vmap`; where that refuses to write into a new tensor, once more with ones that it can write into."""
     try:
         return torch.vmap(run, **options)(*given)
     except RuntimeError as error:
