@@ -104,9 +104,9 @@ def test_coordinates_have_names_and_those_that_stand_still_no_shift() -> None:
         found.name(5)
 
 
-def test_limits_allow_for_the_error() -> None:
-    """Off beyond 0.3 by its own error; near from half of that on."""
-    for mean, off, near in ((0.0, False, False), (0.2, False, True), (0.29, False, True), (0.4, True, False)):
+def test_limits() -> None:
+    """Off beyond 0.3; near from half of that on."""
+    for mean, off, near in ((0.0, False, False), (0.2, False, True), (0.27, False, True), (0.4, True, False)):
         found = weighed(mean, 1.0, n=50_000)
         assert bool(off_limits(found)[0][0]) is off
         assert bool(near_limits(found, elements_of=1)[0]) is near
