@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -116,14 +117,18 @@ def test_mean_field_of_a_correlated_pair_asks_for_correlations() -> None:
     assert verdict.shift_sd.value == pytest.approx((1 - r**2) ** 0.5, abs=0.05)
 
 
-def mirrored(y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+def mirrored(y: Tensor, *, tilt: float = 0.0) -> None:
+    mu = pyro.sample("mu", dist.Normal(tilt, 1.0))
     with pyro.plate("row", len(y)):
         pyro.sample("y", dist.Normal(mu.abs(), 0.1), obs=y)
 
 
+def tilted(y: Tensor) -> None:
+    mirrored(y, tilt=0.4)
+
+
 def test_a_missed_mode_is_told_and_a_mirror_image_is_not() -> None:
-    """The data tell the square; what else they predict tells the two signs apart, or nothing does."""
+    """The data tell the square; other data tell the two signs apart, or the prior does, or nothing."""
 
     def told_apart(x: Tensor, y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -136,6 +141,9 @@ def test_a_missed_mode_is_told_and_a_mirror_image_is_not() -> None:
     assert 0.25 < missed.modes[0].share < 0.75
     assert float(missed.modes[0].where["mu"]) == pytest.approx(-1.0, abs=0.05)
     assert "a mode is missed" in "".join(missed.reasons)
+    leaning = kept(tilted, _at(1.0, 0.05), torch.full((4,), 1.0)).verdict
+    assert leaning.status == "failed"
+    assert leaning.modes[0].share == pytest.approx(1 / (1 + math.exp(2 * 0.4)), abs=0.03)
     same = kept(mirrored, _at(1.0, 0.05), torch.full((4,), 1.0)).verdict
     assert (same.status, same.modes, same.paths) == ("ok", (), 5)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ingle.evidence import psis
 from ingle.program import Program, Site, repeat, sample_nodes
 from ingle.runtime import Runtime
+from ingle.trust.lbfgs import climb
 from ingle.trust.log_joint import LogJoint
 from ingle.trust.paths import Path, ascend
 
@@ -26,6 +27,8 @@ _ALONG = 17  # points of a way
 _BARRIER = 2.0  # nats below its lower end that a way must fall for its ends to lie in two modes
 _PREDICTED = 600  # runs of the model on either side
 _NUMBERS = 2**22  # that are predicted at a time
+_TOPMOST = 100  # iterations to the top of a mode
+_LEVEL = 0.05  # nats, by which the tops of two copies of one mode may differ
 _UNLIKE = 2.5  # standard errors beyond the largest that chance would give
 
 
@@ -37,7 +40,8 @@ class Mode:
         share: of the posterior's mass that it has, of what was found.
         log_mass: log of the mass around it, in nats, by importance weights of the Gaussian's draws.
         elbo: of the Gaussian there, in nats.
-        apart: the largest difference of its predictions from the guide's, in their sds.
+        apart: the largest difference of its predictions from the guide's, in their sds; near 0 where the prior alone
+            tells the two apart.
         where: mean of each latent there, by name.
     """
 
@@ -54,8 +58,9 @@ def find_modes(
     """The modes that the guide does not reach and that predict otherwise, the largest first.
 
     A mode counts where a Gaussian at it has a share of the mass; where the straight ways to it from the nearest
-    draws of the guide all cross a valley; and where observed sites drawn anew differ from the guide's beyond noise.
-    So neither permuted labels nor mirrored signs count, nor a path that ended in a worse place.
+    draws of the guide all cross a valley; and where observed sites drawn anew differ from the guide's beyond noise, or
+    its top is not as high as the guide's. So neither permuted labels nor mirrored signs count, as long as the prior
+    does not tell them apart, nor a path that ended in a worse place.
 
     Args:
         program, runtime: of the fit, inside a scope of it.
@@ -96,7 +101,7 @@ def find_modes(
         if share < _SHARE:
             continue
         apart, unlike = _predicts_otherwise(program, drawn, path)
-        if unlike:
+        if unlike or _lower_or_higher(density, points, path):
             where = {name: value.double().mean(0) for name, value in path.draws(_DRAWS).items()}
             found.append(Mode(share, mass, path.elbo, apart, where))
     return sorted(found, key=lambda mode: -mode.share), looked
@@ -167,6 +172,13 @@ def _predicts_otherwise(program: Program, drawn: Mapping[str, Tensor], path: Pat
         if feature is away:
             largest = float(difference.abs().max())
     return largest, most > math.sqrt(2 * math.log(4 * away.shape[1])) + _UNLIKE
+
+
+def _lower_or_higher(density: LogJoint, points: Tensor, path: Path) -> bool:
+    """Whether the top of a mode is not as high as that of the guide's: copies by a symmetry are, to the last digit."""
+    home = points[density.value(points).nan_to_num(nan=-math.inf).argmax()]
+    tops = climb(density, torch.stack([home, path.mode]), most=_TOPMOST, tolerance=1e-6).values[-1]
+    return abs(float(tops[0] - tops[1])) > _LEVEL
 
 
 def _data_sites(program: Program) -> list[str]:

@@ -15,6 +15,7 @@ from ingle.trust.shift import Shifts
 
 __all__ = ["MORE_STEPS", "mean_off", "modes_missed", "point_masses_told", "sd_off", "wider"]
 
+_APART = 0.1  # sds, from which on predictions are said to differ
 MORE_STEPS = "give it more steps: fit.resume(), or leave steps and optim out, so that it stops by itself"
 
 
@@ -51,7 +52,7 @@ def modes_missed(found: Sequence[Mode], drawn: Mapping[str, Tensor]) -> str:
     name, where = _farthest(found[0].where, drawn)
     several = f"{len(found)} modes are" if len(found) > 1 else "a mode is"
     held = f"with about {share:.0%} of the posterior ({name} near {where:.3g})"
-    return f"{several} missed, {held}, and predictions there differ"
+    return f"{several} missed, {held}{', and predictions there differ' if found[0].apart > _APART else ''}"
 
 
 def wider(program: Program) -> str:
