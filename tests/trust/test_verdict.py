@@ -56,7 +56,7 @@ def test_exact_guide_is_ok() -> None:
     assert abs(verdict.shift_mean.value) < 1e-3
     assert abs(verdict.shift_sd.value - 1.0) < 1e-3
     assert verdict.share == 1.0
-    assert (verdict.paths, verdict.modes) == (5, ())
+    assert (verdict.paths, verdict.modes) == (10, ())
     assert verdict.snr < 0.5
 
 
@@ -145,7 +145,7 @@ def test_a_missed_mode_is_told_and_a_mirror_image_is_not() -> None:
     assert leaning.status == "failed"
     assert leaning.modes[0].share == pytest.approx(1 / (1 + math.exp(2 * 0.4)), abs=0.03)
     same = kept(mirrored, _at(1.0, 0.05), torch.full((4,), 1.0)).verdict
-    assert (same.status, same.modes, same.paths) == ("ok", (), 5)
+    assert (same.status, same.modes, same.paths) == ("ok", (), 10)
 
 
 def _at(mean: float, sd: float) -> Callable[..., None]:

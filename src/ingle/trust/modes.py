@@ -22,6 +22,7 @@ __all__ = ["Mode", "find_modes"]
 _PATHS = 5
 _DRAWS = 512  # of each path's Gaussian, for the mass around it
 _SHARE = 0.03  # of the posterior, below which a mode is let be: it moves no mean by much
+_STRAY = 0.1  # of the guide's draws, that are passed over
 _NEAR = 8  # draws of the guide, the nearest to a mode, from which a way is looked for
 _ALONG = 17  # points of a way
 _BARRIER = 2.0  # nats below its lower end that a way must fall for its ends to lie in two modes
@@ -40,7 +41,7 @@ class Mode:
         share: of the posterior's mass that it has, of what was found.
         log_mass: log of the mass around it, in nats, by importance weights of the Gaussian's draws.
         elbo: of the Gaussian there, in nats.
-        apart: the largest difference of its predictions from the guide's, in their sds; near 0 where the prior alone
+        apart: the largest difference of its predictions from the guide's, in their sds; 0 where the prior alone
             tells the two apart.
         where: mean of each latent there, by name.
     """
@@ -75,7 +76,7 @@ def find_modes(
     """
     density = LogJoint(program, runtime)
     points = density.points(drawn, len(next(iter(drawn.values()))))
-    points = points[points.isfinite().all(-1)]
+    points = _inner(density, points[points.isfinite().all(-1)])
     looked = 0
 
     def worth(end: Tensor) -> bool:
@@ -103,8 +104,16 @@ def find_modes(
         apart, unlike = _predicts_otherwise(program, drawn, path)
         if unlike or _lower_or_higher(density, points, path):
             where = {name: value.double().mean(0) for name, value in path.draws(_DRAWS).items()}
-            found.append(Mode(share, mass, path.elbo, apart, where))
+            found.append(Mode(share, mass, path.elbo, apart if unlike else 0.0, where))
     return sorted(found, key=lambda mode: -mode.share), looked
+
+
+def _inner(density: LogJoint, points: Tensor) -> Tensor:
+    """Draws of the guide but for the least likely: one that strayed into a valley does not bridge it."""
+    if len(points) == 0:
+        return points
+    heights = density.value(points).nan_to_num(nan=-math.inf)
+    return points[heights >= heights.quantile(_STRAY)]
 
 
 def _parted(density: LogJoint, points: Tensor, loc: Tensor, units: Tensor) -> bool:

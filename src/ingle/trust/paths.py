@@ -131,8 +131,8 @@ def ascend(
     Args:
         program: of the fit; a guide by name tells the family.
         runtime: of the fit.
-        num_paths: how many.
-        overdispersed: start each path from a draw of the prior, and not from the best of many.
+        num_paths: how many; twice as many where they are over-dispersed and cost nearly nothing.
+        overdispersed: start the paths from draws of the prior that lie apart, and not from the best of many.
         worth: whether the end of a path, shape (D,), is worth a Gaussian; None for all of them.
 
     Returns:
@@ -328,8 +328,9 @@ def _check_size(program: Program, density: LogJoint) -> None:
 
 def _starts(density: LogJoint, num_paths: int, overdispersed: bool) -> Tensor:
     if overdispersed:
-        points = density.prior(4 * num_paths)
-        points = points[density.value(points).isfinite()][:num_paths]
+        num_paths = 2 * num_paths if density.bytes * 2 * num_paths <= _CHEAP else num_paths
+        points = density.prior(8 * num_paths)
+        points = _spread(points[density.value(points).isfinite()], num_paths)
     else:
         points = torch.cat([density.median, density.prior(NUM_DRAWS)])
         values = density.value(points)
@@ -342,6 +343,20 @@ def _starts(density: LogJoint, num_paths: int, overdispersed: bool) -> Tensor:
     if len(points) == 0:
         raise Refused("the log joint or its gradient is not finite at any draw of the prior")
     return points
+
+
+def _spread(points: Tensor, num: int) -> Tensor:
+    """Half of them as they come, and half as far as can be from all that were taken, in units of their sds."""
+    if len(points) <= num:
+        return points
+    units = points.std(0).clamp(min=1e-12)
+    taken = list(range(num - num // 2))
+    nearest = torch.cdist(points / units, points[taken] / units).amin(1)
+    for _ in range(num // 2):
+        farthest = int(nearest.argmax())
+        taken.append(farthest)
+        nearest = torch.minimum(nearest, ((points - points[farthest]) / units).norm(dim=1))
+    return points[taken]
 
 
 def _looks(trail: Trail) -> tuple[Tensor, Tensor]:

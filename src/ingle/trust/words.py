@@ -15,7 +15,6 @@ from ingle.trust.shift import Shifts
 
 __all__ = ["MORE_STEPS", "mean_off", "modes_missed", "point_masses_told", "sd_off", "wider"]
 
-_APART = 0.1  # sds, from which on predictions are said to differ
 MORE_STEPS = "give it more steps: fit.resume(), or leave steps and optim out, so that it stops by itself"
 
 
@@ -24,9 +23,9 @@ def sd_off(shifts: Shifts, off: NDArray[np.bool_]) -> str:
     place = int(np.where(off, np.abs(np.log(np.maximum(shifts.ratio, 1e-12))), -1.0).argmax())
     value, se = shifts.ratio[place], shifts.ratio_se[place]
     if value < 1:
-        words = f"{100 * (1 - value):.0f} ± {100 * max(se, 0.005):.0f}% too small"
+        words = f"{100 * (1 - value):.0f} ± {100 * max(se, 0.01):.0f}% too small"
     elif value < 2:
-        words = f"{100 * (value - 1):.0f} ± {100 * max(se, 0.005):.0f}% too large"
+        words = f"{100 * (value - 1):.0f} ± {100 * max(se, 0.01):.0f}% too large"
     else:
         words = f"{value:.1f} ± {max(se, 0.05):.1f} times the posterior's"
     return f"the sd of {shifts.name(place)!r} is {words}{_others(off)}"
@@ -52,7 +51,7 @@ def modes_missed(found: Sequence[Mode], drawn: Mapping[str, Tensor]) -> str:
     name, where = _farthest(found[0].where, drawn)
     several = f"{len(found)} modes are" if len(found) > 1 else "a mode is"
     held = f"with about {share:.0%} of the posterior ({name} near {where:.3g})"
-    return f"{several} missed, {held}{', and predictions there differ' if found[0].apart > _APART else ''}"
+    return f"{several} missed, {held}{', and predictions there differ' if found[0].apart > 0 else ''}"
 
 
 def wider(program: Program) -> str:
