@@ -110,7 +110,7 @@ def draw(fits: dict[str, tuple[str, ingle.Fit]], exact: dict[str, tuple[np.ndarr
         axis.text(0.0, -0.28, "\n".join(textwrap.wrap(verdict.reasons[0], 44)), transform=axis.transAxes, va="top")
         for side in ("left", "top", "right"):
             axis.spines[side].set_visible(False)
-    axes[0].legend(loc="upper left", frameon=False)
+    axes[-1].legend(loc="upper left", frameon=False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 

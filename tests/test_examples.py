@@ -50,6 +50,7 @@ WRITES = {
         for ending in (".nc", "_loss.png", "_forest.png", "_predictive.png", "_prior.png")
     ],
     "regression.py": ["regression_coefficients.png", "regression_lines.png"],
+    "verdict.py": ["verdict.png"],
     "vae.py": ["vae_grid.png", "vae_images.png", "vae_walks.png"],
     "vi_versus_nuts.py": ["vi_versus_nuts_schools.png"],
 }
