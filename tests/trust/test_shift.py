@@ -120,7 +120,7 @@ def test_long_sites_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("ingle.trust.shift._BLOCK", 200 * 7)
     parts = by_weights(sites, ROWS, values, log_weights)
     for name in ("shift", "shift_se", "ratio", "ratio_se", "row"):
-        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def moving(correlation: float, positions: int, chains: int) -> tuple[Tensor, Tensor]:
