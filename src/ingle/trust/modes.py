@@ -13,6 +13,7 @@ from torch import Tensor
 from ingle.evidence import psis
 from ingle.program import Program, Site, repeat, sample_nodes
 from ingle.runtime import Runtime
+from ingle.trust.lbfgs import climb
 from ingle.trust.log_joint import LogJoint, Refused
 from ingle.trust.paths import Path, ascend, why_no_path
 
@@ -24,6 +25,8 @@ _SHARE = 0.03  # of the posterior, below which a mode is let be: it moves no mea
 _NEAR = 8  # draws of the guide, the nearest to a mode, from which a way is looked for
 _ALONG = 17  # points of a way
 _BARRIER = 2.0  # nats below its lower end that a way must fall for its ends to lie in two modes
+_LEVEL = 3e-3  # nats between the tops of what is one posterior mirrored
+_CLIMB = 60  # iterations to a top
 _PREDICTED = 600  # runs of the model on either side
 _NUMBERS = 2**22  # that are predicted at a time
 _UNLIKE = 2.5  # standard errors beyond the largest that chance would give
@@ -54,8 +57,9 @@ def find_modes(
     """The modes that the guide does not reach and that predict otherwise, the largest first.
 
     A mode counts where a Gaussian at it has a share of the mass; where the straight ways to it from the nearest
-    draws of the guide all cross a valley; and where observed sites drawn anew differ from the guide's beyond noise.
-    So neither permuted labels nor mirrored signs count, nor a path that ended in a worse place.
+    draws of the guide all cross a valley; and where it is no mirror image: observed sites drawn anew differ from the
+    guide's beyond noise, or its top is of another height. So neither permuted labels nor mirrored signs count, nor a
+    path that ended in a worse place; a sign that the data leave open and the prior does not, does.
 
     Args:
         program, runtime: of the fit, inside a scope of it.
@@ -99,7 +103,7 @@ def find_modes(
         if share < _SHARE:
             continue
         apart, unlike = _predicts_otherwise(program, drawn, path)
-        if unlike:
+        if unlike or not _same_height(density, points, path):
             where = {name: value.double().mean(0) for name, value in path.draws(_DRAWS).items()}
             found.append(Mode(share, mass, path.elbo, apart, where))
     return sorted(found, key=lambda mode: -mode.share), looked
@@ -119,6 +123,13 @@ def _valley(density: LogJoint, loc: Tensor, others: Tensor) -> bool:
     heights = density.value(ways.flatten(0, 1)).nan_to_num(nan=-math.inf).reshape(_ALONG, len(others))
     lower = torch.minimum(heights[0], heights[-1])
     return bool((heights.amin(0) < lower - _BARRIER).all())
+
+
+def _same_height(density: LogJoint, points: Tensor, path: Path) -> bool:
+    """Whether the mode is as high as that of the guide's draws, as mirror images are to rounding."""
+    best = points[density.value(points).nan_to_num(nan=-math.inf).argmax()]
+    tops = climb(density, torch.stack([best, path.mode]), most=_CLIMB, tolerance=_LEVEL / 100).values.amax(0)
+    return float((tops[0] - tops[1]).abs()) < _LEVEL + 1e-6 * float(tops[0].abs())
 
 
 def _mass(density: LogJoint, path: Path) -> float:

@@ -51,7 +51,7 @@ def modes_missed(found: Sequence[Mode], drawn: Mapping[str, Tensor]) -> str:
     name, where = _farthest(found[0].where, drawn)
     several = f"{len(found)} modes are" if len(found) > 1 else "a mode is"
     held = f"with about {share:.0%} of the posterior ({name} near {where:.3g})"
-    return f"{several} missed, {held}, and predictions there differ"
+    return f"{several} missed, {held}, no mirror image of the guide's"
 
 
 def wider(program: Program) -> str:
