@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,21 @@ def test_cards_of_many_latents_and_notes_are_short() -> None:
         assert len(lines) <= 15
         assert sum("Verdict: failed" in line or line.startswith("  verdict     failed") for line in lines) == 1
         assert sum(line.startswith("  sds ") for line in lines) == 1
+
+
+@pytest.mark.parametrize(("tilt", "told"), [(0.0, False), (0.2, True), (-0.2, True)])
+def test_a_sign_that_the_prior_knows_is_a_missed_mode(tilt: float, told: bool) -> None:
+    """The data tell the square alone, and predict it alike at both signs; without a tilt these are mirror images."""
+
+    def square(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(tilt, 2.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(mu**2, 1.0), obs=y)
+
+    verdict = kept(square, normal(2.0, 0.1), torch.full((6,), 4.0)).verdict
+    assert bool(verdict.modes) is told
+    assert (verdict.status, verdict.paths) == ("failed" if told else "ok", 5)
+    if told:
+        assert verdict.modes[0].share == pytest.approx(1 / (1 + math.exp(tilt)), abs=0.03)
+        assert float(verdict.modes[0].where["mu"]) == pytest.approx(-2.0, abs=0.1)
+        assert re.search("a mode is missed, with about [0-9]+% of the posterior \\('mu' near -", verdict.reasons[0])
