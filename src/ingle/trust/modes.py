@@ -14,8 +14,8 @@ from ingle.evidence import psis
 from ingle.program import Program, Site, repeat, sample_nodes
 from ingle.runtime import Runtime
 from ingle.trust.lbfgs import climb
-from ingle.trust.log_joint import LogJoint
-from ingle.trust.paths import Path, ascend
+from ingle.trust.log_joint import LogJoint, Refused
+from ingle.trust.paths import Path, ascend, why_no_path
 
 __all__ = ["Mode", "find_modes"]
 
@@ -74,6 +74,9 @@ def find_modes(
     Raises:
         Refused: there are no paths, and why.
     """
+    why = why_no_path(program)
+    if why is not None:
+        raise Refused(why)
     density = LogJoint(program, runtime)
     points = density.points(drawn, len(next(iter(drawn.values()))))
     points = _inner(density, points[points.isfinite().all(-1)])

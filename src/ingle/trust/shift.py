@@ -102,7 +102,7 @@ def by_weights(sites: Sequence[Site], elements: Elements, values: Mapping[str, T
 
     def one(site: Site, part: slice) -> list[Tensor]:
         x = _flat(values[site.name], 1)[:, part].to(torch.float64)
-        w = _along(weights, site, elements).flatten(1)
+        w = _along(weights, site, values, elements).flatten(1)
         w = w[:, part] if w.shape[1] > 1 else w
         n = len(x)
         mean_q, mean_p = x.mean(0), (w * x).sum(0)
@@ -122,7 +122,7 @@ def by_weights(sites: Sequence[Site], elements: Elements, values: Mapping[str, T
             zero, zero, zero,
         ]  # fmt: skip
 
-    return _together(sites, elements, "weights", len(weights), one)
+    return _together(sites, elements, values, "weights", one)
 
 
 def by_chains(
@@ -175,7 +175,7 @@ def by_chains(
             torch.where(moves, held, 0.0),
         ]  # fmt: skip
 
-    return _together(sites, elements, "chains", len(next(iter(values.values()))), one)
+    return _together(sites, elements, values, "chains", one)
 
 
 def off_limits(shifts: Shifts) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -192,36 +192,45 @@ def near_limits(shifts: Shifts, *, elements_of: int) -> NDArray[np.bool_]:
     return (worst > 0.5) & (worst <= 1.0)
 
 
-def _together(sites: Sequence[Site], elements: Elements, by: Comparison, n: int, one: Any) -> Shifts:
-    columns = [torch.cat(parts).cpu().numpy() for parts in zip(*_blocks(sites, n, one), strict=True)]
-    rows = [_rows(site, elements) for site in sites]
-    shapes = tuple((site.name, site.value_shape) for site in sites)
+def _together(
+    sites: Sequence[Site], elements: Elements, values: Mapping[str, Tensor], by: Comparison, one: Any
+) -> Shifts:
+    columns = [torch.cat(parts).cpu().numpy() for parts in zip(*_blocks(sites, values, one), strict=True)]
+    rows = [_rows(site, values, elements) for site in sites]
+    shapes = tuple((site.name, _shape(site, values)) for site in sites)
     return Shifts(shapes, by, np.concatenate(rows), *columns)
 
 
-def _blocks(sites: Sequence[Site], n: int, one: Any) -> Iterator[list[Tensor]]:
+def _blocks(sites: Sequence[Site], values: Mapping[str, Tensor], one: Any) -> Iterator[list[Tensor]]:
     for site in sites:
-        size = math.prod(site.value_shape)
-        width = max(1, _BLOCK // n)
+        size = math.prod(_shape(site, values))
+        width = max(1, _BLOCK // len(values[site.name]))
         for start in range(0, size, width):
             yield one(site, slice(start, start + width))
 
 
-def _along(weights: Tensor, site: Site, elements: Elements) -> Tensor:
+def _shape(site: Site, values: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Of one draw, with all rows of every plate; that of the site may be of a minibatch."""
+    return tuple(values[site.name].shape[1:])
+
+
+def _along(weights: Tensor, site: Site, values: Mapping[str, Tensor], elements: Elements) -> Tensor:
     """Weights of shape (S, *elements) for the values of a site, shape (S, *site shape) or (S, 1)."""
     if elements.plate is None:
         return weights.unsqueeze(1)
-    shape = [1] * len(site.value_shape)
+    whole = _shape(site, values)
+    shape = [1] * len(whole)
     shape[_axis(site, elements)] = -1
-    return weights.reshape(len(weights), *shape).expand(len(weights), *site.value_shape)
+    return weights.reshape(len(weights), *shape).expand(len(weights), *whole)
 
 
-def _rows(site: Site, elements: Elements) -> NDArray[np.int64]:
+def _rows(site: Site, values: Mapping[str, Tensor], elements: Elements) -> NDArray[np.int64]:
+    whole = _shape(site, values)
     if elements.plate is None:
-        return np.zeros(math.prod(site.value_shape), dtype=np.int64)
-    shape = [1] * len(site.value_shape)
+        return np.zeros(math.prod(whole), dtype=np.int64)
+    shape = [1] * len(whole)
     shape[_axis(site, elements)] = elements.size
-    return np.broadcast_to(np.arange(elements.size).reshape(shape), site.value_shape).reshape(-1).astype(np.int64)
+    return np.broadcast_to(np.arange(elements.size).reshape(shape), whole).reshape(-1).astype(np.int64)
 
 
 def _axis(site: Site, elements: Elements) -> int:
