@@ -8,7 +8,7 @@ from ingle.program.distributions import family, layers, plain_constraint, to_sup
 from ingle.program.explain import check_call, explained
 from ingle.program.finding import Finding
 from ingle.program.guides import GuideName
-from ingle.program.handlers import Given, Observed, Unobserve
+from ingle.program.handlers import Given, Observed, Rows, Unobserve
 from ingle.program.held import Places, find_places
 from ingle.program.identity import changed_arguments, describe, difference, digests
 from ingle.program.memory import Memory
@@ -40,6 +40,7 @@ __all__ = [
     "Places",
     "Plate",
     "Program",
+    "Rows",
     "Site",
     "Snapshot",
     "Summed",

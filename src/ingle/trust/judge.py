@@ -162,7 +162,8 @@ def _compare(case: Case, program: Program, course: Course, seen: Seen, *, settle
         failed = _share_of_rows(shifts, far) > (0.5 if rows >= _MANY_ROWS else 0.0)
         told = ([sd_off(shifts, sd)] if sd.any() else []) + ([mean_off(shifts, mean)] if mean.any() else [])
         if rows >= _MANY_ROWS:
-            told[0] = f"{share:.0%} of the rows are off: at the worst {told[0]}"
+            which = "the rows" if shifts.rows is None else f"{rows} rows, drawn from all,"
+            told[0] = f"{share:.0%} of {which} are off: at the worst {told[0]}"
         for each in told:
             case.against("failed" if failed else "doubtful", each)
         narrow = bool(sd.any()) and bool((shifts.ratio[sd] < 1).mean() > 0.5) and not mean.any()
@@ -179,6 +180,9 @@ def _compare(case: Case, program: Program, course: Course, seen: Seen, *, settle
 
 
 def _modes(case: Case, program: Program, runtime: Runtime, seen: Seen) -> None:
+    if seen.part:
+        case.unseen("missed modes: a few rows were looked at for all", doubtful=False)
+        return
     if math.isnan(seen.log_mass):
         case.unseen("missed modes: the mass that the guide reaches is not known", doubtful=False)
         return

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ from ingle.runtime import Runtime
 from ingle.trust.case import Case
 from ingle.trust.chains import Chains, run_chains
 from ingle.trust.modes import smoothed_mean
-from ingle.trust.shift import Shifts, by_chains, by_weights, near_limits
+from ingle.trust.rows import some_rows
+from ingle.trust.shift import Shifts, by_chains, by_weights, near_limits, row_axes
 
 __all__ = ["Seen", "drawn_sites", "look"]
 
@@ -54,11 +55,15 @@ _EMPTY = 0.01  # of the draws, where the model may have no density
 
 _DRAWS = (400, 4_000)  # of the guide
 _NUMBERS = 2**23  # of latents in all draws
-_WRITTEN = 2**31  # bytes that all draws may write
+_WRITTEN = 2**30  # bytes that all draws may write
+_MOVED = 2**32  # that chains on all rows of a plate may write before some rows stand for all
+_FEWEST_ROWS = 100
+_MOST_WRITTEN = 2**34  # that draws or chains may write at all, unless the fit wrote more
 _CHAINS = (64, 256)
 _CHEAP = 2**24  # bytes that all chains write at a step, up to which more of them cost little
 _POINTS = 2**18  # numbers of all chains
 _GRADIENTS = (80, 240)  # of all chains at once; a twentieth of the steps in between
+_GRADIENT = 3  # times what a density writes
 _STREAM = 77  # of random numbers, of its own
 
 
@@ -70,6 +75,7 @@ class Seen:
         values: the draws by site, shape (n, *site shape).
         log_mass: log of the mass that they reach, in nats; NaN where it is not known.
         shifts: of means and sds from guide to posterior; None where nothing could be compared.
+        part: a few rows of the plate were looked at for all of them.
         alone: why points go through the program one by one; None where they go together.
         doubt: why the shifts may be smaller than they seem; empty where there is no reason.
     """
@@ -77,6 +83,7 @@ class Seen:
     values: Mapping[str, Tensor]
     log_mass: float
     shifts: Shifts | None
+    part: bool
     alone: str | None
     doubt: str
 
@@ -100,23 +107,67 @@ def drawn_sites(program: Program) -> list[Site]:
 class _Look:
     def __init__(self, program: Program, runtime: Runtime, case: Case, steps: int) -> None:
         self.program, self.runtime, self.case, self.steps = program, runtime, case, steps
+        self.rows: Tensor | None = None  # that are looked at, where not all of them are
+        self.values: Mapping[str, Tensor] = {}
         self.sites = drawn_sites(program)
         self.elements = self._elements()
-        self.sampler = Sampler(program, runtime, self.elements, {}, None)
+        self._prepare()
+        # What an eager fit writes, which took gradients of a batch at each step.
+        share = math.prod(batch / full for full, batch in program.batch_sizes.values())
+        self.most = max(_MOST_WRITTEN, int(steps * _GRADIENT * self.sampler.written * share))
+        moved = self._moved_by(_CHAINS[0], _GRADIENTS[0])
+        if self.elements.plate is not None and moved > _MOVED:
+            self._take_rows(max(_FEWEST_ROWS, int(self.elements.size * _MOVED / moved)))
+
+    def _prepare(self) -> None:
+        """What draws and weighs them; two draws tell what one of them writes."""
+        self.sampler = Sampler(self.program, self.runtime, self.elements, {}, None)
         survey = Survey(self.sampler)
-        self.proposal = from_guide(program, self.elements, {}, survey.masks)
+        self.proposal = from_guide(self.program, self.elements, {}, survey.masks)
+        self.sampler.log_p(*self.sampler.first(self.proposal))
+
+    def _take_rows(self, count: int) -> None:
+        """A few rows for all, where there are more and they can be taken out."""
+        plate, size = self.elements.plate, self.elements.size
+        found = None
+        if plate is not None and count < size:
+            found = some_rows(self.program, plate, count, seed=self.runtime.seed)
+        if found is not None:
+            self.program, self.rows = found.program, found.rows
+            self.sites = drawn_sites(self.program)
+            self.elements = replace(self.elements, size=count)
+            self._prepare()
+            self.case.figures["rows"] = (count, size)
+
+    def _moved_by(self, chains: int, gradients: int) -> int:
+        """Bytes that chains write."""
+        return chains * gradients * _GRADIENT * self.sampler.written
 
     def seen(self) -> Seen:
+        if _DRAWS[0] * self.sampler.written > self.most:
+            why = self._too_much(_DRAWS[0] * self.sampler.written)
+            self.case.not_looked.append(f"means and sds: {why}")
+            return self._seen(None, math.nan, f"means and sds were not looked at: {why}")
         self._draw()
         weighed, log_mass, doubt = self._weigh()
+        if self.rows is not None:
+            log_mass = math.nan
         if doubt:
             moved = self._move()
             if moved is not None:
                 shifts, still = moved
-                return Seen(self.values, log_mass, shifts, self.sampler.alone, still)
+                return self._seen(shifts, log_mass, still)
             if self.usable:
                 doubt = ""
-        return Seen(self.values, log_mass, weighed, self.sampler.alone, doubt)
+        return self._seen(weighed, log_mass, doubt)
+
+    def _seen(self, shifts: Shifts | None, log_mass: float, doubt: str) -> Seen:
+        if shifts is not None and self.rows is not None:
+            shifts = replace(shifts, rows=self.rows.numpy(), axes=row_axes(self.sites, self.elements))
+        return Seen(self.values, log_mass, shifts, self.rows is not None, self.sampler.alone, doubt)
+
+    def _too_much(self, written: int) -> str:
+        return f"that would write {written / 2**30:.3g} GiB in the model, and the fit wrote less"
 
     def _elements(self) -> Elements:
         """Weights by row, where every latent is of single rows that share nothing."""
@@ -136,8 +187,6 @@ class _Look:
 
     def _draw(self) -> None:
         numbers = sum(math.prod(site.value_shape) for site in self.sites)
-        values, n = self.sampler.first(self.proposal)
-        self.sampler.log_p(values, n)  # which tells what one run writes
         written = max(1, self.sampler.written)
         n = max(_DRAWS[0], min(_DRAWS[1], _NUMBERS // max(1, numbers), _WRITTEN // written))
         if self.sampler.alone is not None:  # each draw then costs as much as a step
@@ -188,10 +237,11 @@ class _Look:
             return None, math.nan, "the model has no density where the guide draws"
         whole = log_weights.flatten(1).sum(1) if log_weights.dim() > 1 else log_weights
         whole = whole[whole.isfinite()]
-        self.case.figures |= {
-            "elbo": float(whole.mean()),
-            "elbo_se": float(whole.std()) / math.sqrt(max(1, len(whole))),
-        }
+        if self.rows is None:
+            self.case.figures |= {
+                "elbo": float(whole.mean()),
+                "elbo_se": float(whole.std()) / math.sqrt(max(1, len(whole))),
+            }
         log_mass = smoothed_mean(whole) if len(whole) > 50 else math.nan
         smoothed, khat = psis(log_weights)
         ess = 1 / smoothed.exp().square().sum(0)
@@ -217,6 +267,10 @@ class _Look:
             return None
         if self.sampler.alone is not None:
             self.case.not_looked.append(f"chains: points go through the model one by one ({self.sampler.alone})")
+            return None
+        least = self._moved_by(_CHAINS[0], _GRADIENTS[0])
+        if least > self.most:
+            self.case.not_looked.append(f"chains: {self._too_much(least)}")
             return None
         try:
             names = [site.name for site in self.sites]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from ingle.evidence import Elements
 from ingle.program import Site
 
-__all__ = ["MEAN", "SD", "Shifts", "by_chains", "by_weights", "near_limits", "off_limits"]
+__all__ = ["MEAN", "SD", "Shifts", "by_chains", "by_weights", "near_limits", "off_limits", "row_axes"]
 
 Array = NDArray[np.float64]
 Comparison = Literal["weights", "chains"]
@@ -47,6 +47,8 @@ class Shifts:
         drift: between the halves of the chains, as `shift` is; 0 for weights.
         drift_se: its standard error.
         held: correlation of where chains ended with where they began; 0 for weights.
+        rows: the numbers of the rows that were looked at, where not all of them were.
+        axes: which axis of each latent they lie along, then.
 
         Where a coordinate does not vary, as an element of a Cholesky factor that is zero, `shift` is 0 and `ratio` 1.
     """
@@ -65,17 +67,21 @@ class Shifts:
     drift: Array
     drift_se: Array
     held: Array
+    rows: NDArray[np.int64] | None = field(default=None, kw_only=True)
+    axes: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.shift)
 
     def name(self, place: int) -> str:
         """What a coordinate is called: "mu", "eta[3]"."""
-        for site, shape in self.sites:
+        for number, (site, shape) in enumerate(self.sites):
             size = math.prod(shape)
             if place < size:
-                index = ", ".join(str(int(each)) for each in np.unravel_index(place, shape))
-                return f"{site}[{index}]" if shape else site
+                index = [int(each) for each in np.unravel_index(place, shape)]
+                if self.rows is not None:
+                    index[self.axes[number]] = int(self.rows[index[self.axes[number]]])
+                return f"{site}[{', '.join(map(str, index))}]" if shape else site
             place -= size
         raise IndexError(place)
 
@@ -190,6 +196,11 @@ def near_limits(shifts: Shifts, *, elements_of: int) -> NDArray[np.bool_]:
     worst = np.zeros(elements_of)
     np.maximum.at(worst, shifts.row, np.maximum(np.abs(shifts.shift) / MEAN, np.abs(shifts.ratio - 1.0) / SD))
     return (worst > 0.5) & (worst <= 1.0)
+
+
+def row_axes(sites: Sequence[Site], elements: Elements) -> tuple[int, ...]:
+    """Where the plate of the elements lies in the values of each site, counted from the left."""
+    return tuple(len(site.value_shape) + _axis(site, elements) for site in sites)
 
 
 def _together(

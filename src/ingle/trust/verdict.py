@@ -50,6 +50,8 @@ class Verdict:
         share: of the coordinates, or of the rows of the plate `per` where there is one, whose mean is within 0.3 sd and
             whose sd within 30%; NaN where nothing was compared.
         per: the plate by whose rows weights were taken, for latents that are all of single rows; None otherwise.
+        rows: how many rows of that plate were looked at, drawn at random, and how many there are, where all of them
+            would have taken too long; None where all were looked at.
         elbo, elbo_se: at the fitted parameters and its standard error, from fresh draws, in nats; NaN where not known.
         khat, khat_threshold: of the importance weights, and below which they are believed; the median over rows.
         ess: effective sample size of the smoothed weights, of `num_samples` draws; the median over rows.
@@ -71,6 +73,7 @@ class Verdict:
     shift_sd: Worst | None = None
     share: float = math.nan
     per: str | None = None
+    rows: tuple[int, int] | None = None
     elbo: float = math.nan
     elbo_se: float = math.nan
     khat: float = math.nan
@@ -115,7 +118,8 @@ class Verdict:
             lines.append(("means", f"off by {abs(mean.value):.2f} ± {mean.se:.2f} sd at most ({mean.name}), by {how}"))
             lines.append(("sds", f"{sd.value:.2f} ± {sd.se:.2f} of the posterior's at the farthest ({sd.name})"))
         if self.per is not None and not math.isnan(self.share):
-            lines.append(("rows", f"{self.share:.0%} of plate {self.per!r} within 0.3 sd and 30%"))
+            some = "" if self.rows is None else f"{self.rows[0]:,} of {self.rows[1]:,} rows of "
+            lines.append(("rows", f"{self.share:.0%} of {some}plate {self.per!r} within 0.3 sd and 30%"))
         if not math.isnan(self.elbo):
             lines.append(("ELBO", f"{self.elbo:,.2f} ± {self.elbo_se:.2g} nats at the fitted parameters"))
         if not math.isnan(self.khat):
