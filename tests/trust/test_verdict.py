@@ -237,7 +237,7 @@ def test_a_model_that_has_no_density_at_the_draws() -> None:
         with pyro.plate("row", len(y)):
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
-    verdict = kept(ruled_out, normal(MEAN, SD), steps=1).verdict
+    verdict = kept(ruled_out, normal(MEAN, SD)).verdict
     assert verdict.status != "ok"
     assert re.search("no density at (9|10|11)% of the guide's draws", "".join(verdict.reasons))
     assert "ingle.check" in "".join(verdict.advice)
@@ -254,7 +254,7 @@ def test_draws_that_rounding_clamps_are_told() -> None:
         loc = pyro.param("loc", torch.tensor(20.0))
         pyro.sample("x", dist.TransformedDistribution(dist.Normal(loc, 3.0), sigmoid))
 
-    verdict = kept(high, guide, (), steps=1).verdict
+    verdict = kept(high, guide, ()).verdict
     assert verdict.status == "doubtful"
     assert "clamped or rounded to 1" in "".join(verdict.reasons)
     assert "float64" in "".join(verdict.advice)

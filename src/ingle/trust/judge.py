@@ -26,7 +26,7 @@ from ingle.trust.case import Case
 from ingle.trust.log_joint import Refused
 from ingle.trust.look import Seen, drawn_sites, look
 from ingle.trust.modes import find_modes
-from ingle.trust.plateau import trend
+from ingle.trust.plateau import FEWEST, trend
 from ingle.trust.shift import MEAN, SD, Shifts, off_limits
 from ingle.trust.signal import signal_to_noise
 from ingle.trust.stop import Steady
@@ -99,10 +99,11 @@ def _settling(case: Case, course: Course, program: Program) -> bool:
     if len(losses) == 0:
         case.against("doubtful", "no step was taken", MORE_STEPS)
         return False
-    last = trend(losses[-max(len(losses) // 5, 40) :])
+    last = trend(losses[-max(len(losses) // 5, FEWEST) :])
     numbers = sum(math.prod(site.value_shape) for site in program.latents)
     if math.isnan(last.se):
-        case.against("doubtful", f"{len(losses)} steps are too few to tell whether they have settled", MORE_STEPS)
+        few = "1 step is" if len(losses) == 1 else f"{len(losses)} steps are"
+        case.against("doubtful", f"{few} too few to tell whether the fit has settled", MORE_STEPS)
         return False
     if last.fall > max(3 * last.se, _rise(numbers)):
         status: Status = "failed" if last.fall > 10 * _rise(numbers) else "doubtful"

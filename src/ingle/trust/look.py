@@ -41,6 +41,7 @@ from ingle.runtime import Runtime
 from ingle.trust.case import Case
 from ingle.trust.chains import Chains, run_chains
 from ingle.trust.modes import smoothed_mean
+from ingle.trust.plateau import FEWEST
 from ingle.trust.rows import some_rows
 from ingle.trust.shift import Shifts, by_chains, by_weights, near_limits, row_axes
 
@@ -159,6 +160,8 @@ class _Look:
                 return self._seen(shifts, log_mass, still)
             if self.usable:
                 doubt = ""
+            elif self.worthless:
+                weighed = None
         return self._seen(weighed, log_mass, doubt)
 
     def _seen(self, shifts: Shifts | None, log_mass: float, doubt: str) -> Seen:
@@ -189,6 +192,8 @@ class _Look:
         numbers = sum(math.prod(site.value_shape) for site in self.sites)
         written = max(1, self.sampler.written)
         n = max(_DRAWS[0], min(_DRAWS[1], _NUMBERS // max(1, numbers), _WRITTEN // written))
+        if self.steps < FEWEST:
+            n = _DRAWS[0]
         if self.sampler.alone is not None:  # each draw then costs as much as a step
             n = max(_DRAWS[0], min(n, self.steps // 2))
         parts = list(self.sampler.blocks(self.proposal, n, stream=_STREAM))
@@ -218,7 +223,7 @@ class _Look:
 
     def _weigh(self) -> tuple[Shifts | None, float, str]:
         """Shifts by weights, the log mass, and why these are not to be believed without more ado."""
-        self.usable = False
+        self.usable, self.worthless = False, True
         why = why_no_weights(self.program)
         if why is not None:
             self.case.not_looked.append(f"importance weights: {why}")
@@ -253,7 +258,8 @@ class _Look:
         shifts = by_weights(self.sites, self.elements, self.values, smoothed)
         near = torch.from_numpy(near_limits(shifts, elements_of=khat.numel())).to(khat.device).reshape(khat.shape)
         good = (khat < limit) & (ess > _FEWEST) & ((khat < _KHAT_SURE) | ~near)
-        self.usable = not bool(((khat >= _KHAT_MOST) | (ess < _FEWEST)).any())
+        beyond = ((khat >= _KHAT_MOST) | (ess < _FEWEST)).double()
+        self.usable, self.worthless = not bool(beyond.any()), float(beyond.mean()) > 0.5
         if float(good.double().mean()) >= (1.0 if good.dim() == 0 else 1.0 - _ROWS):
             return shifts, log_mass, ""
         doubt = f"weights cannot say how far off the guide is (k-hat {middle:.2f}), and chains could not be run"
@@ -267,6 +273,9 @@ class _Look:
             return None
         if self.sampler.alone is not None:
             self.case.not_looked.append(f"chains: points go through the model one by one ({self.sampler.alone})")
+            return None
+        if self.steps < FEWEST:
+            self.case.not_looked.append("chains: the fit has had too few steps to settle")
             return None
         least = self._moved_by(_CHAINS[0], _GRADIENTS[0])
         if least > self.most:

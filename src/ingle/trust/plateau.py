@@ -9,7 +9,9 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Decision", "Plateau", "Trend", "trend"]
+__all__ = ["FEWEST", "Decision", "Plateau", "Trend", "trend"]
+
+FEWEST = 40  # losses that have a trend
 
 
 class Decision(Enum):
@@ -40,9 +42,9 @@ def trend(losses: NDArray[np.float64]) -> Trend:
     The standard error is that of batch means, 10 in each half, so that slow wandering of the parameters counts
     as noise.
     """
-    half = len(losses) // 2
-    if half < 20:
+    if len(losses) < FEWEST:
         return Trend(math.nan, math.nan)
+    half = len(losses) // 2
     first, second = losses[:half], losses[len(losses) - half :]
     variance = sum(_variance_of_mean(part) for part in (first, second))
     return Trend(float(first.mean() - second.mean()), math.sqrt(variance))
