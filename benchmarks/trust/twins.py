@@ -211,16 +211,17 @@ class Density:
 
     def log(self, vector: Array, data: Mapping[str, Any]) -> Array:
         """Log joint density with the Jacobian, in nats."""
-        return -self._potential(**data)(self._parts(vector))
+        return -self._potential(**data)(self.parts(vector))
 
     def constrain(self, vector: Array) -> dict[str, Array]:
-        return {name: self._maps[name](part) for name, part in self._parts(vector).items()}
+        return {name: self._maps[name](part) for name, part in self.parts(vector).items()}
 
     def unconstrain(self, values: Mapping[str, Array]) -> Array:
         parts = [jnp.ravel(self._maps[name]._inverse(jnp.asarray(values[name]))) for name in self.latents]
         return jnp.concatenate(parts)
 
-    def _parts(self, vector: Array) -> dict[str, Array]:
+    def parts(self, vector: Array) -> dict[str, Array]:
+        """A vector cut into the latents, unconstrained."""
         parts, start = {}, 0
         for name, shape in self._shapes.items():
             count = 1

@@ -229,7 +229,7 @@ def test_point_masses_claim_no_uncertainty() -> None:
 
 
 def test_a_model_that_has_no_density_at_the_draws() -> None:
-    """A factor that rules out what lies 1.3 sds below the mean, a tenth of the draws."""
+    """A factor that rules out what lies 1.3 sds below the mean: 9.7% of the draws, 400 of them, within 5 errors."""
 
     def ruled_out(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -237,9 +237,11 @@ def test_a_model_that_has_no_density_at_the_draws() -> None:
         with pyro.plate("row", len(y)):
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
-    verdict = kept(ruled_out, normal(MEAN, SD)).verdict
+    verdict = kept(ruled_out, normal(MEAN, SD), steps=1).verdict
     assert verdict.status != "ok"
-    assert re.search("no density at (9|10|11)% of the guide's draws", "".join(verdict.reasons))
+    told = re.search(r"no density at (\d+)% of the guide's draws", "".join(verdict.reasons))
+    assert told is not None
+    assert abs(int(told[1]) - 9.7) < 5 * 1.5
     assert "ingle.check" in "".join(verdict.advice)
 
 
