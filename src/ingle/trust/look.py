@@ -193,7 +193,7 @@ class _Look:
         written = max(1, self.sampler.written)
         n = max(_DRAWS[0], min(_DRAWS[1], _NUMBERS // max(1, numbers), _WRITTEN // written))
         if self.steps < FEWEST:
-            n = _DRAWS[0]
+            n = _DRAWS[0] // 4
         if self.sampler.alone is not None:  # each draw then costs as much as a step
             n = max(_DRAWS[0], min(n, self.steps // 2))
         parts = list(self.sampler.blocks(self.proposal, n, stream=_STREAM))

@@ -151,10 +151,11 @@ def ascend(
     with _own_stream(runtime), runtime.trial():
         density = LogJoint(program, runtime, volume=program.recipe.name != "delta")
         _check_size(program, density)
-        if not overdispersed and density.bytes > _CHEAP:
+        together = density.alone is None
+        if not overdispersed and (density.bytes > _CHEAP or not together):
             num_paths = min(num_paths, 2)
         starts = _starts(density, num_paths, overdispersed)
-        fine = density.size <= DENSE and _hessians(density) >= 2
+        fine = together and density.size <= DENSE and _hessians(density) >= 2
         tolerance = _TOLERANCE if fine else _TOLERANCE**2
         cheap = density.bytes * len(starts) <= _CHEAP
         trail = climb(density, starts, most=_ITERATIONS, tolerance=tolerance, cheap=cheap)
@@ -199,7 +200,7 @@ class _Found:
         self._precision = precision(trail, turn, self._path, dense=dense)
         self._given, good = of_precision(loc, self._precision)
         self._kind = torch.zeros_like(self._path)
-        cheap = density.bytes <= _CHEAP
+        cheap = density.bytes <= _CHEAP and density.alone is None
         self._draws, self._again = (_DRAWS, _DRAWS_AGAIN) if cheap else (_DRAWS // 2, _DRAWS_AGAIN // 4)
         self._elbo, self._se = self._elbos(self._given, good, self._draws, 1)
         self._mode, self._height = trail.points[-1], trail.values[-1]
