@@ -26,6 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trust", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=12, help="cases of each family")
     parser.add_argument("--fault-seeds", type=int, default=60, help="the most that a fault may take of each family")
+    parser.add_argument(
+        "--faults", nargs="*", default=list(faults.FAULTS), choices=list(faults.FAULTS), metavar="fault"
+    )
     parser.add_argument("--cost-seeds", type=int, default=2, help="cases of each family whose cost is compared")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES), metavar="family")
     parser.add_argument("--part", nargs="*", default=list(PARTS), choices=PARTS)
@@ -44,7 +47,8 @@ def main() -> None:
     if "cost" in part:
         cost.run(results, options.families, range(options.cost_seeds))
     if "faults" in part:
-        faults.run(results, options.families, range(options.fault_seeds), options.processes, prepare=references)
+        fault_seeds, names = range(options.fault_seeds), options.faults
+        faults.run(results, options.families, fault_seeds, options.processes, prepare=references, names=names)
     if "calibrate" in part:
         calibrated.run(results, options.processes)
     print(tables(results))

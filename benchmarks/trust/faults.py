@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from trust.families import FAMILIES, Case, make
 from trust.families.errors import errors, is_right
 
 import ingle
+from benchmarks.trust import CACHE
 from benchmarks.trust.fits import GUIDES, fit_case, load_reference, moments
 from benchmarks.trust.results import Record, Results, run_all
 
@@ -102,7 +104,17 @@ def slow(case: Case, guide: str, reference: Any) -> Plan | None:
 
 
 def needed(case: Case, guide: str, reference: Any) -> int | None:
-    """The fewest steps of the ladder after which the fit is right; None where none are enough."""
+    """The fewest steps of the ladder after which the fit is right; None where none are enough. Kept on disk."""
+    file = CACHE / "needed" / f"{case.family}-{case.seed}-{guide}.json"
+    if not file.exists():
+        found = _needed(case, guide, reference)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found))
+    kept: int | None = json.loads(file.read_text())
+    return kept
+
+
+def _needed(case: Case, guide: str, reference: Any) -> int | None:
     fit = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -146,16 +158,20 @@ def run(
     processes: int,
     *,
     prepare: Callable[[list[str], int], None],
+    names: Sequence[str] = tuple(FAULTS),
     enough: int = 100,
 ) -> None:
     """Fits of each fault, a round of families and guides at a time, until enough of them are wrong.
 
     Args:
         results, families, seeds, processes: of the run.
+        names: of the faults.
         prepare: makes the references of families for the seeds below a number.
         enough: wrong fits of each fault.
     """
     for name, fault in FAULTS.items():
+        if name not in names:
+            continue
         chosen = [family for family in fault.families if family in families]
         for number, seed in enumerate(seeds):
             if sum(harmful(record) for record in results.part(PART) if record["fault"] == name) >= enough:
