@@ -63,7 +63,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "fit.ingle"
 
 
-@pytest.mark.parametrize("case", ["steps", "budget", pytest.param("compiled", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "case", ["budget", *(pytest.param(case, marks=pytest.mark.long) for case in ("steps", "compiled"))]
+)
 def test_killed_at_random_moments(case: str, tmp_path: Path) -> None:
     """Minibatches, batch norm, dropout; with a number of steps, with the rule's state in the file, with a graph."""
     kills = 4 if case == "compiled" else 20

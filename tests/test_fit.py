@@ -51,7 +51,10 @@ def test_default_stops_by_itself_at_conjugate_normal(where: dict[str, Any]) -> N
     assert_like(fit.draws(20_000)["mu"], float(Y.sum()) / precision, precision**-0.5)
 
 
-@pytest.mark.parametrize("guide", ["normal", "multivariate_normal", "low_rank", "laplace", normal_mean_guide])
+@pytest.mark.parametrize(
+    "guide",
+    ["normal", "multivariate_normal", pytest.param("low_rank", marks=pytest.mark.long), "laplace", normal_mean_guide],
+)
 def test_conjugate_normal(guide: Any, where: dict[str, Any]) -> None:
     fit = ingle.fit(normal_mean, guide, Y, steps=1_500, **where)
     precision = len(Y) + 1 / 100

@@ -124,7 +124,7 @@ def linear(*, orthogonal: bool) -> tuple[Tensor, Tensor]:
     return 20 + 4 * x, 500 + 30 * y
 
 
-@pytest.mark.parametrize("guide", ["ours", "multivariate_normal"])
+@pytest.mark.parametrize("guide", ["ours", pytest.param("multivariate_normal", marks=pytest.mark.long)])
 def test_without_hidden_layers_it_has_the_exact_posterior(guide: str, where: dict[str, Any]) -> None:
     """Weights, bias, predictions and evidence of a linear regression, on columns that the guide can follow."""
     x, y = linear(orthogonal=guide == "ours")

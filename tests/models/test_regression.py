@@ -153,6 +153,7 @@ def over_noise(model: LinearRegression, x: Tensor, y: Tensor, grid: Tensor) -> t
     return float(log_p.logsumexp(0) + (grid[1] - grid[0]).log()), mean, variance.sqrt()
 
 
+@pytest.mark.long
 def test_learned_noise_against_quadrature(where: dict[str, Any]) -> None:
     """Posterior and evidence; the ten columns of the diabetes data, some nearly copies of others."""
     x, y = (torch.tensor(part) for part in load_diabetes(return_X_y=True, scaled=False))
