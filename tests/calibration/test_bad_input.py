@@ -55,6 +55,8 @@ def giving(latents: Any, data: Any = Y) -> Any:
         ),
         ({"simulate": giving({})}, DataError, "no value that can be ranked: give the true values of some of 'mu'"),
         ({"simulate": giving({"mu": torch.zeros(3)})}, DataError, r"'mu' the shape \(3,\), and the model has \(\)"),
+        ({"simulate": giving({"mu": 0.0})}, DataError, "the same latents and data for every seed"),
+        ({"simulate": giving({"mu": 0.0}, {"x": Y})}, DataError, r"of what simulate\(\d+\) gave: .*'y'"),
         ({"simulate": giving({"mu": float("nan")})}, DataError, "latent 'mu' with values that are not finite"),
         ({"simulate": giving({"mu": "high"})}, DataError, "latent 'mu' as str, which is no number"),
         ({"simulate": giving({"mu": 0.0}, Y / 0)}, ProgramError, "y"),
@@ -134,3 +136,13 @@ def test_rows_of_a_whole_plate_are_the_argument() -> None:
         pyro.sample("mu", dist.Normal(y.sum() / (len(y) + 1), (len(y) + 1) ** -0.5))
 
     assert ingle.calibrate(indexed, exact, Y).calibrated
+
+
+def test_a_prior_that_reads_the_data_cannot_be_drawn_from() -> None:
+    def centred(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(y.mean(), 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(ProgramError, match="the prior of 'mu' reads what the model observes"):
+        ingle.calibrate(centred, "normal", data=Y, fits=20, steps=50, progress=False)

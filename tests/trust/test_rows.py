@@ -121,3 +121,37 @@ def test_draws_that_would_take_too_long_are_left_out(monkeypatch: pytest.MonkeyP
     verdict = kept(model, by_row, steps=50).verdict
     assert (verdict.status, verdict.comparison) == ("doubtful", "none")
     assert "means and sds were not looked at: that would write" in verdict.reasons[0]
+
+
+def standardising(y: Tensor) -> None:
+    slope = pyro.param("slope", torch.tensor(1 / 3))
+    y = (y - y.mean()) / y.std() * Y.std()
+    with pyro.plate("row", len(y)):
+        pyro.sample("z", dist.Normal((slope * y).unsqueeze(-1), torch.ones(2)).to_event(1))
+
+
+def weighed_by_size(y: Tensor) -> None:
+    with pyro.plate("row", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.poutine.scale(scale=100 / len(y)):
+            pyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("of", "guide"), [(model, standardising), (weighed_by_size, encoder(torch.zeros_like))])
+def test_rows_that_depend_on_the_others_are_all_looked_at(of: Any, guide: Any) -> None:
+    assert kept(of, guide).verdict.rows is None
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("most", [50, N - 1])
+def test_an_index_past_the_rows_that_are_left_keeps_them_all(most: int) -> None:
+    """It may point into an argument that was cut, which ends a process on CUDA."""
+
+    def grouped(y: Tensor, group: Tensor) -> None:
+        model(y)
+
+    guide = encoder(torch.zeros_like)
+    data = {"y": Y, "group": torch.arange(N).clamp(max=most)}
+    verdict = kept(grouped, lambda y, group: guide(y), data).verdict
+    assert verdict.rows == ((100, N) if most == 50 else None)

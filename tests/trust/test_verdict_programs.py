@@ -305,3 +305,86 @@ def test_a_sign_that_the_prior_knows_is_a_missed_mode(tilt: float, told: bool) -
         assert verdict.modes[0].share == pytest.approx(1 / (1 + math.exp(tilt)), abs=0.03)
         assert float(verdict.modes[0].where["mu"]) == pytest.approx(-2.0, abs=0.1)
         assert re.search("a mode is missed, with about [0-9]+% of the posterior \\('mu' near -", verdict.reasons[0])
+
+
+def test_rows_that_the_plate_draws_by_itself_are_not_called_ok() -> None:
+    """No latent is seen whole, which is not the same as a guide that draws nothing."""
+
+    def own(y: Tensor) -> None:
+        with pyro.plate("row", len(y), subsample_size=2) as i:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[i])
+
+    def wrong(y: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(-3.0))
+        with pyro.plate("row", len(y), subsample_size=2):
+            pyro.sample("z", dist.Normal(loc, 0.02))
+
+    verdict = kept(own, wrong).verdict
+    assert verdict.status == "doubtful"
+    assert "plate row draws rows by itself" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("side", ["model", "guide", "both"])
+def test_latents_under_a_scale_are_not_compared(side: str) -> None:
+    scaled = pyro.poutine.scale(scale=0.1)
+    of, guide = (
+        scaled(each) if side in (name, "both") else each for name, each in (("model", model), ("guide", normal()))
+    )
+    verdict = kept(of, guide).verdict
+    assert verdict.status == "doubtful"
+    assert "poutine.scale around 'mu'" in verdict.reasons[0]
+    assert "leave poutine.scale out" in verdict.advice[0]
+
+
+def test_data_that_the_user_has_scaled_stand_for_more_rows() -> None:
+    """Half of the rows with twice the weight: the posterior is that of all, and the guide is right."""
+
+    def half(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(y)), pyro.poutine.scale(scale=2.0):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    sd = (1 + 2 * len(Y)) ** -0.5
+    assert kept(half, normal(2 * float(Y.sum()) * sd**2, sd)).verdict.status == "ok"
+
+
+def test_after_a_few_steps_the_reason_is_that() -> None:
+    verdict = kept(model, normal(), steps=3).verdict
+    assert verdict.status == "doubtful"
+    assert verdict.reasons == ("3 steps are too few to tell whether the fit has settled",)
+    assert verdict.comparison == "none"
+
+
+def test_chains_that_cannot_run_are_told_with_why() -> None:
+    def counted(y: Tensor) -> None:
+        k = pyro.sample("k", dist.Poisson(3.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(k, 0.05), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("k", dist.Poisson(pyro.param("rate", torch.tensor(9.0))))
+
+    verdict = kept(counted, guide, torch.full((4,), 3.0)).verdict
+    assert verdict.status == "doubtful"
+    assert "chains could not be run: k cannot be moved, being discrete" in "".join(verdict.reasons)
+
+
+def test_rows_are_counted_by_row() -> None:
+    """One number of three is off in every row of eight, so that no row is as it should be."""
+
+    def several(y: Tensor) -> None:
+        with pyro.plate("row", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z[:, 0], 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        loc = torch.stack([slope * y, torch.zeros_like(y), torch.zeros_like(y) + 0.8], -1)
+        with pyro.plate("row", len(y)):
+            pyro.sample("z", dist.Normal(loc, torch.tensor([0.5**0.5, 1.0, 1.0])).to_event(1))
+
+    verdict = kept(several, guide, torch.linspace(-1.0, 1.0, 8)).verdict
+    assert verdict.status != "ok"
+    assert verdict.share == 0.0
+    assert "larger encoder" in "".join(verdict.advice)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,14 @@ from ingle.errors import DataError, IngleError, OptionError, ProgramError
 from ingle.program import Program
 from ingle.results import deterministic_sites, drawn_latents
 
-__all__ = ["ranked_sites", "refuse_model", "refuse_names", "refuse_point_mass", "refuse_reading_guide"]
+__all__ = [
+    "ranked_sites",
+    "refuse_model",
+    "refuse_names",
+    "refuse_point_mass",
+    "refuse_reading_guide",
+    "refuse_reading_prior",
+]
 
 
 def ranked_sites(program: Program) -> tuple[str, ...]:
@@ -102,6 +109,28 @@ def refuse_reading_guide(program: Program, names: Collection[str]) -> None:
                 f"{', '.join(map(repr, touched))}, so simulated values cannot be put where both see them: hand "
                 f"the observed values over as they are, as an argument of their own, or give simulate="
             )
+
+
+def refuse_reading_prior(program: Program, latents: Mapping[str, Tensor], data: Data) -> None:
+    """Raises `ProgramError` where the density of a latent moves with what is observed.
+
+    Draws of such a model are not what a fit takes it to say: they were made given the old values.
+    """
+    moved: Program = replace(program, data=data)
+    with torch.no_grad(), program.at_rest(), program.explained("model"):
+        traces: list[Any] = [each.trace_model(latents) for each in (program, moved)]
+        for trace in traces:
+            trace.compute_log_prob()
+    reading = [name for name in latents if not _close(*(trace.nodes[name]["unscaled_log_prob"] for trace in traces))]
+    if reading:
+        raise ProgramError(
+            f"the prior of {', '.join(map(repr, reading))} reads what the model observes, so the model cannot be drawn "
+            "from: compute such numbers from the data beforehand, or give simulate="
+        )
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def _runs(program: Program, data: Data) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

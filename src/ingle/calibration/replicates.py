@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ingle.calibration.refuse import refuse_model, refuse_names, refuse_reading_guide
+from ingle.calibration.refuse import refuse_model, refuse_names, refuse_reading_guide, refuse_reading_prior
 from ingle.data import Data, read
 from ingle.errors import DataError, IngleError, ProgramError
 from ingle.program import Program, Unobserve, check_call
@@ -114,6 +114,7 @@ def from_model(program: Program, fits: int) -> Replicates:
     for replicate in range(fits):
         placed = {place: drawn[name][replicate].to(values[int(place)][1].dtype) for name, place in places.items()}
         arguments.append(with_arguments(data, placed))
+    refuse_reading_prior(program, {site.name: drawn[site.name][0] for site in program.latents}, arguments[0])
     truths = {name: value for name, value in drawn.items() if name not in seen}
     observed = {name: drawn[name] for name in seen if name not in places}
     return Replicates(truths, arguments, observed, "the model itself")
@@ -179,7 +180,10 @@ def from_simulator(
                 f"arguments of the model as for ingle.fit; simulate({seed}) returned {told}"
             )
         latents = {name: _value(value, name, seed, runtime) for name, value in given[0].items()}
-        data = check_call("model", model, read(given[1]).to(runtime.dtype, runtime.device))
+        try:
+            data = check_call("model", model, read(given[1]).to(runtime.dtype, runtime.device))
+        except DataError as error:
+            raise DataError(f"of what simulate({seed}) gave: {error}") from error
         for name, value in data.items():
             if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isinf().any()):
                 raise DataError(f"simulate({seed}) gave argument {name!r} with infinite values")
@@ -216,7 +220,7 @@ def _value(value: Any, name: object, seed: int, runtime: Runtime) -> Tensor:
 
 
 def check_truths(replicates: Replicates, program: Program) -> None:
-    """Raises `DataError` where a simulator's latents are not those of the model."""
+    """Raises `DataError` where a simulator's latents are not those of the model, or all the same."""
     refuse_names(tuple(replicates.truths), program)
     shapes = {site.name: site.value_shape for site in program.model_sites}
     for name, value in replicates.truths.items():
@@ -226,6 +230,12 @@ def check_truths(replicates: Replicates, program: Program) -> None:
             raise DataError(
                 f"simulate gave latent {name!r} the shape {tuple(value.shape[1:])}, and the model has {shapes[name]}"
             )
+    still = all(_same(value, value[:1].expand_as(value)) for value in replicates.truths.values())
+    if len(replicates) > 1 and still and replicates.why_apart() is None and not replicates.stacked():
+        raise DataError(
+            "simulate gave the same latents and data for every seed: draw from a generator seeded with its argument, "
+            "and seed none with a number of its own"
+        )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -202,7 +202,9 @@ def _verdict(tests: _Tests, p: float, bias: float, spread: float, outside: float
 
 def _ratio(spread: float) -> str:
     """Of the guide's sds against those that it should have."""
-    return f"{1 / spread:.2g} of what is right" if spread > 0 and math.isfinite(spread) else "far off"
+    if not (spread > 0 and math.isfinite(spread)):
+        return "far off"
+    return f"{1 / spread:.2g} {'times' if spread < 1 else 'of'} what is right"
 
 
 def card(it: Calibration) -> str:

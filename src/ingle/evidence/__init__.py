@@ -6,6 +6,7 @@ from ingle.evidence.estimate import ProposalName, estimate
 from ingle.evidence.evidence import Evidence, Pointwise
 from ingle.evidence.gap import ElboGap, PointwiseGap, elbo_gap, gap_of
 from ingle.evidence.hmc import Metric
+from ingle.evidence.joint import uncounted
 from ingle.evidence.log_evidence import log_evidence
 from ingle.evidence.memory import Cost, budget, cost_of
 from ingle.evidence.proposal import Proposal, drawn_by_guide, from_guide
@@ -46,6 +47,7 @@ __all__ = [
     "refuse_shared",
     "resolve_per",
     "systematic",
+    "uncounted",
     "why_no_evidence",
     "why_no_weights",
 ]

@@ -33,7 +33,7 @@ def card(fit: Fit, program: Program, verdict: Verdict | None) -> str:
             f"  minibatch   {batch} of {full} rows of plate {plate!r} a step"
             for plate, (full, batch) in program.batch_sizes.items()
         ),
-        f"  stopped     after {fit.steps:,} steps in {fit.seconds:.1f} s: {fit.reason}",
+        f"  stopped     after {fit.steps:,} step{'s' if fit.steps != 1 else ''} in {fit.seconds:.1f} s: {fit.reason}",
     ]
     notes = [f"  note        {note}" for note in fit.notes]
     if verdict is None:

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyro.infer import ELBO
+from pyro.infer.autoguide.initialization import InitMessenger
 
 from ingle.errors import IngleError
-from ingle.evidence import point_masses, why_no_evidence
-from ingle.program import Program
+from ingle.evidence import point_masses, uncounted, why_no_evidence
+from ingle.program import Program, sample_nodes, typical_value
 from ingle.runtime import Runtime
 from ingle.trust.case import Case
 from ingle.trust.log_joint import Refused
-from ingle.trust.look import Seen, drawn_sites, look
+from ingle.trust.look import Seen, look
 from ingle.trust.modes import find_modes
 from ingle.trust.plateau import FEWEST, trend
 from ingle.trust.shift import MEAN, SD, Shifts, off_limits
@@ -120,7 +121,7 @@ def _rise(numbers: int) -> float:
 
 def _comparable(case: Case, program: Program) -> bool:
     """Whether the guide has means and sds that can be compared with the posterior's."""
-    if not drawn_sites(program):
+    if all(site.name in program.enumerated for site in program.latents):
         case.reasons.append((2, "the guide draws nothing: there is no posterior to compare with"))
         return False
     masses = point_masses(program)
@@ -132,7 +133,24 @@ def _comparable(case: Case, program: Program) -> bool:
     if why is not None:
         case.unseen(f"means and sds: {why}", doubtful=True)
         return False
+    scaled = _scaled(program)
+    if scaled:
+        named = ", ".join(map(repr, scaled[:3])) + (", …" if len(scaled) > 3 else "")
+        case.unseen(
+            f"means and sds: poutine.scale around {named} makes of the loss no ELBO of this model", doubtful=True
+        )
+        case.advise("leave poutine.scale out around latents: Adam's steps do not depend on the size of the loss")
+        return False
     return True
+
+
+def _scaled(program: Program) -> list[str]:
+    """The latents whose density the user has scaled, in the model or in the guide."""
+    with torch.no_grad(), program.explained("model or guide"):
+        nodes = sample_nodes(program.trace_guide())
+        with InitMessenger(typical_value):
+            nodes += sample_nodes(program.trace_model({}))
+    return sorted(uncounted(nodes))
 
 
 def _compare(case: Case, program: Program, course: Course, seen: Seen, *, settled: bool) -> None:
@@ -140,7 +158,7 @@ def _compare(case: Case, program: Program, course: Course, seen: Seen, *, settle
     shifts = seen.shifts
     if shifts is None:
         if seen.doubt:
-            case.against("doubtful", seen.doubt, wider(program))
+            case.against("doubtful", seen.doubt, wider(program, rows=case.figures.get("per") is not None))
         return
     mean, sd = off_limits(shifts)
     shift, ratio, log_ratio = np.abs(shifts.shift), np.abs(shifts.ratio - 1.0), np.abs(_log(shifts.ratio))
@@ -152,7 +170,7 @@ def _compare(case: Case, program: Program, course: Course, seen: Seen, *, settle
     }
     rows = int(shifts.row.max()) + 1
     share, allowed = _share_of_rows(shifts, mean | sd), _ROWS if rows >= _MANY_ROWS else 0.0
-    case.figures["share"] = 1.0 - share
+    case.figures["share"] = 1.0 - (_share_by_row(shifts, mean | sd) if rows > 1 else share)
     noisy = ((shifts.shift_se > _NOISY) & (shift + 2 * shifts.shift_se > MEAN)) | (
         (shifts.ratio_se > _NOISY) & (ratio + 2 * shifts.ratio_se > SD)
     )
@@ -171,11 +189,11 @@ def _compare(case: Case, program: Program, course: Course, seen: Seen, *, settle
         if not settled:
             case.advise(MORE_STEPS)
         elif course.stopped == "settled" or narrow:
-            case.advise(wider(program))
+            case.advise(wider(program, rows=rows > 1))
         else:
-            case.advise(MORE_STEPS, wider(program))
+            case.advise(MORE_STEPS, wider(program, rows=rows > 1))
     elif seen.doubt:
-        case.against("doubtful", seen.doubt, wider(program))
+        case.against("doubtful", seen.doubt, wider(program, rows=case.figures.get("per") is not None))
     elif _share_of_rows(shifts, noisy) > allowed:
         case.against("doubtful", "means and sds of the posterior are not known well enough to compare with")
 
@@ -215,7 +233,11 @@ def _share_of_rows(shifts: Shifts, bad: NDArray[np.bool_]) -> float:
     rows = int(shifts.row.max()) + 1
     if rows < _MANY_ROWS:
         return float(bad.mean())
-    return float((np.bincount(shifts.row[bad], minlength=rows) > 0).mean())
+    return _share_by_row(shifts, bad)
+
+
+def _share_by_row(shifts: Shifts, bad: NDArray[np.bool_]) -> float:
+    return float((np.bincount(shifts.row[bad], minlength=int(shifts.row.max()) + 1) > 0).mean())
 
 
 def _log(ratio: NDArray[np.float64]) -> NDArray[np.float64]:

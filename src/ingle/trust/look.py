@@ -110,6 +110,7 @@ class _Look:
         self.program, self.runtime, self.case, self.steps = program, runtime, case, steps
         self.rows: Tensor | None = None  # that are looked at, where not all of them are
         self.values: Mapping[str, Tensor] = {}
+        self.no_chains = ""  # why there are none
         self.sites = drawn_sites(program)
         self.elements = self._elements()
         self._prepare()
@@ -151,6 +152,9 @@ class _Look:
             return self._seen(None, math.nan, f"means and sds were not looked at: {why}")
         self._draw()
         weighed, log_mass, doubt = self._weigh()
+        if self.steps < FEWEST:  # which is told, and enough to be in doubt
+            self.case.not_looked.append("means and sds: the fit has had too few steps")
+            return self._seen(None, log_mass, "")
         if self.rows is not None:
             log_mass = math.nan
         if doubt:
@@ -161,7 +165,7 @@ class _Look:
             if self.usable:
                 doubt = ""
             elif self.worthless:
-                weighed = None
+                weighed, doubt = None, f"{doubt}{self.no_chains}"
         return self._seen(weighed, log_mass, doubt)
 
     def _seen(self, shifts: Shifts | None, log_mass: float, doubt: str) -> Seen:
@@ -262,24 +266,22 @@ class _Look:
         self.usable, self.worthless = not bool(beyond.any()), float(beyond.mean()) > 0.5
         if float(good.double().mean()) >= (1.0 if good.dim() == 0 else 1.0 - _ROWS):
             return shifts, log_mass, ""
-        doubt = f"weights cannot say how far off the guide is (k-hat {middle:.2f}), and chains could not be run"
+        told = f"k-hat {middle:.2f}" if middle >= limit else f"{float(ess.min()):,.0f} effective draws at the least"
+        doubt = f"weights cannot say how far off the guide is ({told}), and chains could not be run"
         return shifts, log_mass, doubt
 
     def _move(self) -> tuple[Shifts, str] | None:
         """Shifts by chains, and why these are not to be believed; None where chains cannot run."""
         discrete = [site.name for site in self.sites if site.discrete]
         if discrete:
-            self.case.not_looked.append(f"chains: {', '.join(discrete)} cannot be moved, being discrete")
+            self._without_chains(f"{', '.join(discrete)} cannot be moved, being discrete")
             return None
         if self.sampler.alone is not None:
-            self.case.not_looked.append(f"chains: points go through the model one by one ({self.sampler.alone})")
-            return None
-        if self.steps < FEWEST:
-            self.case.not_looked.append("chains: the fit has had too few steps to settle")
+            self._without_chains(f"points go through the model one by one ({self.sampler.alone})")
             return None
         least = self._moved_by(_CHAINS[0], _GRADIENTS[0])
         if least > self.most:
-            self.case.not_looked.append(f"chains: {self._too_much(least)}")
+            self._without_chains(self._too_much(least))
             return None
         try:
             names = [site.name for site in self.sites]
@@ -291,11 +293,15 @@ class _Look:
             self.runtime.reseed(int(np.random.SeedSequence([self.runtime.seed, _STREAM]).generate_state(1)[0]))
             found = run_chains(self.sampler, space, starts, most)
         except (IngleError, RuntimeError, NotImplementedError, ValueError) as error:
-            self.case.not_looked.append(f"chains: {type(error).__name__}: {error}".split("\n")[0])
+            self._without_chains(f"{type(error).__name__}: {error}".split("\n")[0])
             return None
         self.case.figures["evaluations"] = self.case.figures.get("evaluations", 0) + found.evaluations
         shifts = by_chains(self.sites, self.elements, self.values, found.values, began)
         return shifts, _still(found, shifts)
+
+    def _without_chains(self, why: str) -> None:
+        self.no_chains = f": {why}"
+        self.case.not_looked.append(f"chains: {why}")
 
     def _chains(self, size: int) -> int:
         """How many, for points of a size."""

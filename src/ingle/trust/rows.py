@@ -10,7 +10,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from ingle.data import Data
-from ingle.program import Program, Rows, amortised, read_sites, typical_value
+from ingle.program import Given, Plate, Program, Rows, amortised, read_sites, typical_value
 
 __all__ = ["SomeRows", "some_rows"]
 
@@ -34,7 +34,8 @@ def some_rows(program: Program, plate: str, count: int, *, seed: int) -> SomeRow
     """The program on rows drawn at random; None where rows of the plate cannot be taken out of it.
 
     They can where the guide is a function of each row's data, where every argument has at most one axis as long as the
-    plate, and where a row by itself has the density that it has among all: the last is tried.
+    plate and none holds numbers of rows, and where model and guide say of a row by itself what they say of it among
+    all: the last is tried.
 
     Args:
         program: fitted, inside a scope of its runtime; left as it was.
@@ -64,10 +65,12 @@ def some_rows(program: Program, plate: str, count: int, *, seed: int) -> SomeRow
 
 
 def _taken(data: Data, rows: Tensor, size: int) -> Data | None:
-    """The data of some rows; None where an argument has several axes that may be those of the rows."""
+    """The data of some rows; None where an argument has several axes of the rows, or may hold numbers of rows."""
     values = [value for _, value in data.items() if isinstance(value, Tensor)]
     if any(list(value.shape).count(size) > 1 for value in values):
         return None
+    if any(value.dtype == torch.int64 and value.numel() and int(value.max()) >= len(rows) for value in values):
+        return None  # an index past the end of what was cut, which ends a process on CUDA
 
     def take(value: Any) -> Any:
         if not isinstance(value, Tensor) or size not in value.shape:
@@ -82,24 +85,37 @@ def _taken(data: Data, rows: Tensor, size: int) -> Data | None:
 
 
 def _alike(whole: Program, fewer: Program, plate: str, rows: Tensor) -> bool:
-    """Whether the model's terms of these rows are the same with and without the others, at one draw of the guide."""
-    where = {site.name: at for site in whole.model_sites for at in site.plates if at.name == plate}
+    """Whether the terms of these rows are the same with and without the others, at one draw of the guide."""
+    where, of_guide = (
+        {site.name: at for site in sites for at in site.plates if at.name == plate}
+        for sites in (whole.model_sites, whole.guide_sites)
+    )
     events = {site.name: len(site.event_shape) for site in whole.model_sites}
-    trace: Any = whole.trace_guide()
-    latents = {site.name: trace.nodes[site.name]["value"] for site in whole.latents if site.name in trace.nodes}
+    guide: Any = whole.trace_guide()
+    latents = {site.name: guide.nodes[site.name]["value"] for site in whole.latents if site.name in guide.nodes}
     few = {
         name: value.index_select((where[name].dim or 0) - events[name], rows.to(value.device))
         for name, value in latents.items()
     }
-    traces: tuple[Any, Any] = whole.trace_model(latents), fewer.trace_model(few)
-    for trace in traces:
+    with Given(few):
+        guides = guide, fewer.trace_guide()
+    models = whole.trace_model(latents), fewer.trace_model(few)
+    for trace in (*guides, *models):
         trace.compute_log_prob()
-    for name, at in where.items():
-        ours, theirs = (trace.nodes[name]["unscaled_log_prob"] for trace in traces)
-        dim = at.dim or 0
-        if ours.dim() < -dim or ours.shape[dim] != at.full_size:
-            return False
-        ours = ours.index_select(dim, rows.to(ours.device))
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE):
-            return False
-    return True
+    return all(
+        _same(one.nodes[name], other.nodes[name], at, rows)
+        for (one, other), places in ((models, where), (guides, of_guide))
+        for name, at in places.items()
+    )
+
+
+def _same(ours: Any, theirs: Any, at: Plate, rows: Tensor) -> bool:
+    """Whether a site has the same density, and no scale of the user's, which may know how many rows there are."""
+    dim, density = at.dim or 0, ours["unscaled_log_prob"]
+    if any(not isinstance(node["scale"], (int, float)) or node["scale"] != 1 for node in (ours, theirs)):
+        return False
+    if density.dim() < -dim or density.shape[dim] != at.full_size:
+        return False
+    density = density.index_select(dim, rows.to(density.device))
+    other = theirs["unscaled_log_prob"]
+    return density.shape == other.shape and torch.allclose(density, other, rtol=_TOLERANCE, atol=_TOLERANCE)

@@ -54,9 +54,16 @@ def modes_missed(found: Sequence[Mode], drawn: Mapping[str, Tensor]) -> str:
     return f"{several} missed, {held}{', and predictions there differ' if found[0].apart > 0 else ''}"
 
 
-def wider(program: Program) -> str:
-    """A guide that reaches more posteriors than this one, or what to do where there is none."""
+def wider(program: Program, *, rows: bool = False) -> str:
+    """A guide that reaches more posteriors than this one, or what to do where there is none.
+
+    Args:
+        program: of the fit.
+        rows: whether its latents are all of single rows.
+    """
     name = program.recipe.name
+    if rows and name is None:
+        return "a guide that tells each row more: a larger encoder, or correlations among the latents of a row"
     if name == "normal":
         return 'fit "multivariate_normal": "normal" has no correlations, and its sds shrink where there are some'
     if name in ("multivariate_normal", "low_rank", "laplace"):
