@@ -476,6 +476,14 @@ BROKEN: dict[str, Broken] = {
         observes(lambda y: y[:1]), of_mu, Y, "broadcast", "y", r"shape \(1,\), one for all 6", "6 rows", **_warning,
     ),
     # Supports.
+    "positive where the model is real": Broken(
+        one_latent(lambda: dist.Normal(0.0, 1.0)), one_guide(lambda: dist.LogNormal(0.0, 1.0)), Y, "support", "theta",
+        "cannot draw below 0, which the model's distribution can", "the model's support", **_warning,
+    ),
+    "below one where the model is positive": Broken(
+        one_latent(lambda: dist.Gamma(2.0, 1.0)), one_guide(lambda: dist.Beta(2.0, 2.0)), Y, "support", "theta",
+        "cannot draw above 1, which the model's distribution can", "the model's support", **_warning,
+    ),
     "normal for a scale": Broken(
         model, guide_with("tau", lambda: dist.Normal(1.0, 0.1)), Y, "support", "tau",
         "can draw -0.5, .*HalfNormal, 0 or greater; guide: Normal, any real number", "LogNormal",

@@ -1,9 +1,9 @@
-"""Whether a guide draws only values that the model's distribution can have.
+"""Whether a guide draws only values that the model's distribution can have, and on the line all of them.
 
-The supports need not be the same: the guide's has to lie inside the model's. That is tried at points of the guide's
-support, all of a finite one, else points far out and in between that are mapped onto it from unconstrained space.
-Where a line reaches out of a bounded interval, draws of the guide tell a guide in its wrong place from one whose tails
-hardly count.
+The guide's support has to lie inside the model's; where it leaves out a part of the line, by its kind and not by bounds
+that were computed, that is told too. The first is tried at points of the guide's support, all of a finite one, else
+points far out and in between that are mapped onto it from unconstrained space. Where a line reaches out of a bounded
+interval, draws of the guide tell a guide in its wrong place from one whose tails hardly count.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def support_finding(ours: Any, theirs: Any, *, moves: bool = False) -> Finding |
         crossed = given.is_discrete or _first_outside(wanted, iter([ours["value"]])) is not None
         return _finding(ours, theirs, given, wanted, _kinds(wanted), _fix(wanted, moves=moves)) if crossed else None
     elif _inside(given, wanted):
-        return None
+        return _cut(ours, theirs, given, wanted)
     else:
         shape = ours["value"].shape if wanted.event_dim > given.event_dim else torch.Size()
         outside = _first_outside(wanted, _points(guide, given, shape))
     if outside is None:
-        return None
+        return None if given is None else _cut(ours, theirs, given, wanted)
     fix = _fix(wanted, moves=moves)
     kinds = [type(constraint).__name__ for constraint in (given, wanted)]
     if kinds[0] not in _LINES or kinds[1] not in _INTERVALS:
@@ -80,6 +80,37 @@ def support_finding(ours: Any, theirs: Any, *, moves: bool = False) -> Finding |
     what = "has tails that reach outside the model's support, though all draws tried lie inside"
     fix = f"keep it if the guide stays well inside, since a draw outside makes the loss infinite; else {fix}"
     return _finding(ours, theirs, given, wanted, what, fix, severity="warning")
+
+
+def _cut(ours: Any, theirs: Any, given: Any, wanted: Any) -> Finding | None:
+    """A guide that leaves out a part of the line that the model has; None where it has all, or that cannot be told."""
+    inner, outer = _ends(given), _ends(wanted)
+    if inner is None or outer is None or bounds_may_move(ours["fn"]) or bounds_may_move(theirs["fn"]):
+        return None
+    try:
+        slack = [1e-6 * (1.0 + end.abs()).nan_to_num(posinf=0.0) for end in outer]
+        below, above = inner[0] > outer[0] + slack[0], inner[1] < outer[1] - slack[1]
+    except RuntimeError:  # bounds of other shapes
+        return None
+    sides = [
+        f"{side} {float(end.expand_as(cut)[cut].flatten()[0]):.4g}"
+        for side, end, cut in (("below", inner[0], below), ("above", inner[1], above))
+        if bool(cut.any())
+    ]
+    if not sides:
+        return None
+    what = f"cannot draw {' or '.join(sides)}, which the model's distribution can: the fit never looks there"
+    fix = "sample it from a distribution on all of the model's support, such as its own family, unless you mean it"
+    return _finding(ours, theirs, given, wanted, what, fix, severity="warning")
+
+
+def _ends(constraint: Any) -> tuple[Tensor, Tensor] | None:
+    """Where a stretch of the line begins and ends; None for anything else."""
+    kind = type(constraint).__name__
+    if kind not in (*_LINES, *_INTERVALS):
+        return None
+    low, high = getattr(constraint, "lower_bound", -torch.inf), getattr(constraint, "upper_bound", torch.inf)
+    return torch.as_tensor(low).detach().double(), torch.as_tensor(high).detach().double()
 
 
 def bounds_may_move(fn: Any) -> bool:
